@@ -1,0 +1,320 @@
+//! Nodes: what they say of themselves, and how they are shown.
+
+use crate::{BootId, NodeId, TaskId, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// More cores than this in a report are refused.
+pub const MAX_CORES: f64 = 4_096.0;
+
+/// Body of `POST /v1/nodes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRegistration {
+    /// Unique among live nodes; 1 … 128 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// The node's own address, shown to people; the master never dials it.
+    pub ip: IpAddr,
+    /// The pool it belongs to.
+    #[serde(default = "default_pool")]
+    pub pool: String,
+    /// min(CPU quota, CPUs of the cpuset), 0 < cores ≤ 4,096.
+    pub allotted_cores: f64,
+    /// Its memory limit.
+    pub memory_bytes: u64,
+    /// Kinds it can run.
+    pub kinds: Vec<KindInfo>,
+    /// Tags, shown with the node.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Version of the program.
+    pub version: String,
+    /// This life of the process.
+    pub boot_id: BootId,
+    /// Id that the runtime gave to its container or process, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_id: Option<String>,
+}
+
+/// The pool of nodes that name none.
+#[must_use]
+pub fn default_pool() -> String {
+    "default".to_owned()
+}
+
+/// A kind of work, as `GET /v1/kinds` shows it and nodes register it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KindInfo {
+    /// Its name.
+    pub name: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// JSON Schema (2020-12) of its input; null if it takes anything.
+    #[serde(default)]
+    pub schema: Option<serde_json::Value>,
+}
+
+/// Answer of `POST /v1/nodes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Registered {
+    /// The node's id from now on.
+    pub node_id: NodeId,
+    /// Bearer token for reports and the work channel.
+    pub session_token: String,
+    /// How often to report, 500 … 5,000.
+    pub report_interval_ms: u64,
+}
+
+/// Body of `POST /v1/nodes/{id}/report`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Grows by one with each report of this boot; an old one is ignored.
+    pub seq: u64,
+    /// This life of the process.
+    pub boot_id: BootId,
+    /// The node's address now.
+    pub ip: IpAddr,
+    /// `ready` or `draining`.
+    pub status: NodeStatus,
+    /// CPU of the node's own container, never of the host.
+    pub cpu: CpuSample,
+    /// Memory of the node's own container.
+    pub memory: MemorySample,
+    /// What is running.
+    pub running: Vec<RunningTask>,
+}
+
+/// CPU of the node's own container over a sliding window of 500 … 1,000 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuSample {
+    /// min(CPU quota, CPUs of the cpuset), in cores.
+    pub allotted_cores: f64,
+    /// Used by everything in the container, in cores.
+    pub used_cores: f64,
+    /// Used by the node and its tasks, in cores.
+    pub own_cores: f64,
+    /// 1 − e_g: of what an undisturbed node would have given our threads, the part they got, 0 … 1;
+    /// null when there was too little work to tell (design 3.1).
+    pub obtained_share: Option<f64>,
+    /// Part of the CFS periods in which the container was throttled, 0 … 1.
+    pub throttled_ratio: f64,
+    /// Where the figures come from.
+    pub source: CpuSource,
+}
+
+/// Where CPU figures come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuSource {
+    /// cgroup v1 (also the hybrid layout).
+    CgroupV1,
+    /// cgroup v2.
+    CgroupV2,
+    /// No cgroup: the process tree and the host.
+    Process,
+}
+
+/// Memory of the node's own container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemorySample {
+    /// In use now.
+    pub used_bytes: u64,
+    /// The limit.
+    pub limit_bytes: u64,
+}
+
+/// One running task in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunningTask {
+    /// The task.
+    pub task: TaskId,
+    /// Resident memory of its processes; 0 for kinds that run inside the node.
+    pub rss_bytes: u64,
+}
+
+/// Answer of `POST /v1/nodes/{id}/report`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ReportReply {
+    /// How often to report from now on, 500 … 5,000.
+    pub report_interval_ms: u64,
+}
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeStatus {
+    /// Registered; its work channel is not open yet.
+    Starting,
+    /// Takes work.
+    Ready,
+    /// Finishes what it has and takes no more.
+    Draining,
+    /// Not heard of for 3 intervals, or its channel is closed: no new work.
+    Suspect,
+    /// Given up: its tasks run elsewhere.
+    Lost,
+    /// Left in order.
+    Stopped,
+}
+
+impl NodeStatus {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Suspect => "suspect",
+            Self::Lost => "lost",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Body of `POST /v1/nodes/{id}/exited`: the manager's evidence that a node is dead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitReport {
+    /// Exit code, where it is known.
+    pub exit_code: Option<i64>,
+    /// Whether the runtime blames memory. Docker says so also when a child was killed: evidence, not proof.
+    #[serde(default)]
+    pub oom_killed: bool,
+    /// For people.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Body of `POST /v1/nodes/{id}/drain`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Running tasks may go on this long, then they are handed back; no bound if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// A node as it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its own address.
+    pub ip: IpAddr,
+    /// The pool it belongs to.
+    pub pool: String,
+    /// Where it is in its life.
+    pub status: NodeStatus,
+    /// Tags.
+    pub labels: BTreeMap<String, String>,
+    /// Names of the kinds it can run.
+    pub kinds: Vec<String>,
+    /// min(CPU quota, CPUs of the cpuset), in cores.
+    pub allotted_cores: f64,
+    /// CPU as last reported; null before the first report.
+    pub cpu: Option<CpuView>,
+    /// Memory as last reported; null before the first report.
+    pub memory: Option<MemorySample>,
+    /// Single-core tasks it can run side by side.
+    pub slots: u32,
+    /// Tasks running on it.
+    pub running: u32,
+    /// CPU time still to be used by the tasks on it, by estimate.
+    pub queued_cpu_ms: u64,
+    /// Tasks that it ended with a result.
+    pub completed: u64,
+    /// Tasks that it ended with an error.
+    pub failed: u64,
+    /// When it registered.
+    pub registered_at: Timestamp,
+    /// When it last reported.
+    pub last_report_at: Option<Timestamp>,
+    /// Id that the runtime gave to its container or process, where it is known.
+    pub runtime_id: Option<String>,
+    /// Effective capacity in cores: what new work would get (design 3.1).
+    pub effective_cores: f64,
+    /// Why it is suspect, lost or draining, for people; empty otherwise.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// CPU of a node as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CpuView {
+    /// The sample.
+    #[serde(flatten)]
+    pub sample: CpuSampleFields,
+    /// used ÷ allotted × 100 of the node's own container; may pass 100.
+    pub percent: f64,
+    /// Age of the sample when the answer was made.
+    pub sample_age_ms: u64,
+}
+
+/// [`CpuSample`] without the refusal of unknown fields, which serde cannot combine with flattening.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CpuSampleFields {
+    /// See [`CpuSample::allotted_cores`].
+    pub allotted_cores: f64,
+    /// See [`CpuSample::used_cores`].
+    pub used_cores: f64,
+    /// See [`CpuSample::own_cores`].
+    pub own_cores: f64,
+    /// See [`CpuSample::obtained_share`].
+    pub obtained_share: Option<f64>,
+    /// See [`CpuSample::throttled_ratio`].
+    pub throttled_ratio: f64,
+    /// See [`CpuSample::source`].
+    pub source: CpuSource,
+}
+
+impl From<CpuSample> for CpuSampleFields {
+    fn from(sample: CpuSample) -> Self {
+        let CpuSample { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source } =
+            sample;
+        Self { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source }
+    }
+}
+
+impl CpuSample {
+    /// used ÷ allotted × 100; may pass 100; 0 if nothing is allotted.
+    #[must_use]
+    pub fn percent(&self) -> f64 {
+        if self.allotted_cores > 0.0 { self.used_cores / self.allotted_cores * 100.0 } else { 0.0 }
+    }
+
+    /// The first field that is not finite, negative or too large, with what is wrong with it.
+    #[must_use]
+    pub fn first_fault(&self) -> Option<(&'static str, &'static str)> {
+        let cores = |value: f64| !(0.0..=MAX_CORES).contains(&value);
+        let share = |value: f64| !(0.0..=1.0).contains(&value);
+        if cores(self.allotted_cores) || self.allotted_cores == 0.0 {
+            Some(("cpu.allotted_cores", "must be above 0 and at most 4096"))
+        } else if cores(self.used_cores) {
+            Some(("cpu.used_cores", "must be 0 to 4096"))
+        } else if cores(self.own_cores) {
+            Some(("cpu.own_cores", "must be 0 to 4096"))
+        } else if self.obtained_share.is_some_and(share) {
+            Some(("cpu.obtained_share", "must be 0 to 1, or null"))
+        } else if share(self.throttled_ratio) {
+            Some(("cpu.throttled_ratio", "must be 0 to 1"))
+        } else {
+            None
+        }
+    }
+}
+
+/// Single-core tasks that a node of so many cores runs side by side: max(1, ⌈cores − 0.05⌉).
+#[must_use]
+pub fn slots_of(allotted_cores: f64) -> u32 {
+    // Cores are at most 4,096 and not negative, so the cast is exact.
+    ((allotted_cores - 0.05).ceil().clamp(1.0, MAX_CORES)) as u32
+}
