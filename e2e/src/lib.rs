@@ -1,1 +1,41 @@
-//! Filled in by the next commits.
+//! What the end-to-end tests share: a cluster of the test's own, made by the program itself through its
+//! command line, and taken away again however the test ends.
+//!
+//! The tests stand where a user stands: they run the `evenkeel` binary and `docker`, and look at what comes
+//! out. Nothing of the product is linked in.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a harness of tests fails by panicking"
+)]
+
+pub mod cluster;
+pub mod command;
+
+pub use cluster::{Cluster, Node};
+pub use command::{Ran, docker, evenkeel_binary, run, try_run};
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Asks again every 100 ms until there is an answer.
+///
+/// # Panics
+/// With `what` and the last state that `ask` gave as its error, if there is none within `seconds`.
+pub fn eventually<T>(what: &str, seconds: u64, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(state) if Instant::now() >= end => {
+                panic!("not within {seconds} s: {what}; last seen: {state}")
+            }
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}

@@ -29,14 +29,20 @@ fn normal_dependencies(metadata: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let id = |value: &Value| value.as_str().unwrap().to_owned();
     let packages = metadata["packages"].as_array().unwrap();
     let names: HashMap<String, String> = packages.iter().map(|p| (id(&p["id"]), id(&p["name"]))).collect();
-    let normal = |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
-    let needs = |node: &Value| node["deps"].as_array().unwrap().iter().filter(normal).map(|d| id(&d["pkg"])).collect();
+    let normal =
+        |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
+    let needs = |node: &Value| {
+        node["deps"].as_array().unwrap().iter().filter(normal).map(|d| id(&d["pkg"])).collect()
+    };
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
-    let direct: HashMap<String, Vec<String>> = nodes.iter().map(|node| (id(&node["id"]), needs(node))).collect();
+    let direct: HashMap<String, Vec<String>> =
+        nodes.iter().map(|node| (id(&node["id"]), needs(node))).collect();
     let all_below = |member: String| {
         let (mut seen, mut open) = (BTreeSet::new(), vec![member.clone()]);
         while let Some(package) = open.pop() {
-            open.extend(direct[&package].iter().filter(|dependency| seen.insert((*dependency).clone())).cloned());
+            open.extend(
+                direct[&package].iter().filter(|dependency| seen.insert((*dependency).clone())).cloned(),
+            );
         }
         (names[&member].clone(), seen.iter().map(|package| names[package].clone()).collect())
     };
@@ -80,8 +86,13 @@ fn the_pure_floor_depends_on_no_crate_that_does_io() {
 fn arrows_between_crates_point_downward_only() {
     let dependencies = normal_dependencies(&metadata());
     for (floor, members) in FLOORS.iter().enumerate() {
-        for (member, above) in members.iter().flat_map(|m| FLOORS[floor + 1..].concat().into_iter().map(move |a| (m, a))) {
-            assert!(!dependencies[*member].contains(above), "{member} must not depend on {above}, which is above it");
+        for (member, above) in
+            members.iter().flat_map(|m| FLOORS[floor + 1..].concat().into_iter().map(move |a| (m, a)))
+        {
+            assert!(
+                !dependencies[*member].contains(above),
+                "{member} must not depend on {above}, which is above it"
+            );
         }
     }
 }
@@ -104,13 +115,15 @@ fn modules_naming(krate: &str) -> BTreeSet<String> {
     let (root, mut files) = (root(), Vec::new());
     sources(&root, &mut files);
     let needle = format!("{krate}::");
-    let part_of_longer_name = |before: &str| before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+    let part_of_longer_name =
+        |before: &str| before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
     let names_it = |line: &str| {
         let code = line.split("//").next().unwrap_or_default();
         code.match_indices(&needle).any(|(at, _)| !part_of_longer_name(&code[..at]))
     };
     let module = |file: &PathBuf| {
-        let parts: Vec<_> = file.strip_prefix(&root).unwrap().iter().take(3).map(|p| p.to_string_lossy()).collect();
+        let parts: Vec<_> =
+            file.strip_prefix(&root).unwrap().iter().take(3).map(|p| p.to_string_lossy()).collect();
         parts.join("/").trim_end_matches(".rs").to_owned()
     };
     files.iter().filter(|file| fs::read_to_string(file).unwrap().lines().any(names_it)).map(module).collect()
@@ -128,9 +141,12 @@ fn sql_is_spoken_in_one_module() {
 
 /// Documents of the project.
 fn documents() -> Vec<PathBuf> {
-    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let top =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name));
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    top.into_iter().chain(docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"))).collect()
+    top.into_iter()
+        .chain(docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")))
+        .collect()
 }
 
 /// What stands between backticks in a document.
@@ -142,11 +158,13 @@ fn code_in(text: &str) -> impl Iterator<Item = &str> {
 fn every_path_that_a_document_names_exists() {
     let mut missing = Vec::new();
     for document in documents() {
-        let text = fs::read_to_string(&document).unwrap_or_else(|error| panic!("{}: {error}", document.display()));
+        let text =
+            fs::read_to_string(&document).unwrap_or_else(|error| panic!("{}: {error}", document.display()));
         for code in code_in(&text) {
             let path = code.split("::").next().unwrap_or_default().trim_end_matches('/');
             let first = path.split('/').next().unwrap_or_default();
-            let is_path = path.contains('/') && !path.contains([' ', '<', '*', '{', '$', '|']) && !first.is_empty();
+            let is_path =
+                path.contains('/') && !path.contains([' ', '<', '*', '{', '$', '|']) && !first.is_empty();
             if is_path && root().join(first).is_dir() && !root().join(path).exists() {
                 missing.push(format!("{}: {path}", document.file_name().unwrap().to_string_lossy()));
             }
@@ -160,11 +178,16 @@ fn every_type_that_the_architecture_names_with_its_file_is_in_that_file() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let hops: Vec<_> = code_in(&text).filter_map(|code| code.split_once(".rs::")).collect();
     for (path, name) in &hops {
-        let source = fs::read_to_string(root().join(format!("{path}.rs"))).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let source = fs::read_to_string(root().join(format!("{path}.rs")))
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
         let last = name.rsplit("::").next().unwrap_or(name).trim_end_matches("()");
         assert!(source.contains(last), "ARCHITECTURE.md says that {name} is in {path}.rs, and it is not");
     }
-    assert!(hops.len() >= 20, "only {} hops name their file and type; the life of a task alone has more", hops.len());
+    assert!(
+        hops.len() >= 20,
+        "only {} hops name their file and type; the life of a task alone has more",
+        hops.len()
+    );
 }
 
 #[test]
