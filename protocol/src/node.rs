@@ -284,6 +284,14 @@ impl From<CpuSample> for CpuSampleFields {
     }
 }
 
+impl From<CpuSampleFields> for CpuSample {
+    fn from(fields: CpuSampleFields) -> Self {
+        let CpuSampleFields { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source } =
+            fields;
+        Self { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source }
+    }
+}
+
 impl CpuSample {
     /// used ÷ allotted × 100; may pass 100; 0 if nothing is allotted.
     #[must_use]

@@ -267,6 +267,17 @@ impl ToNode {
 }
 
 impl ToMaster {
+    /// The epoch in this frame: the one that the node believes in, or in a [`Hello`] the highest it has seen.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        match self {
+            Self::Hello(header) => header.epoch,
+            Self::Result(header, _) => header.epoch,
+            Self::HandBack(header) => header.epoch,
+            Self::Leaving(header) => header.epoch,
+        }
+    }
+
     /// Appends this as one frame.
     pub fn put(&self, message: &mut BytesMut) {
         match self {

@@ -1,0 +1,652 @@
+//! The node's end of the work channel. It lives as long as the process and survives reconnects.
+//!
+//! The life of a connection: register → connect → say hello → wait for the welcome → open; from anywhere
+//! back to a jittered back-off, and to registering again when the master does not know the node.
+//! The life of a run: taken → (waits for a slot) → started → ended, its result kept → committed; or handed
+//! back. [`runs`] keeps these, this module the connection and the drain.
+
+mod runs;
+
+pub use runs::Ended;
+
+use crate::{backoff::Backoff, close::CloseReason, outbox::Outbox};
+use bytes::Bytes;
+use protocol::{
+    BootId, NodeId, RunId, TaskId,
+    frame::split_frames,
+    work::{
+        Drain, HandBack, Hello, Leaving, PING_INTERVAL_MS, Run, RunRef, ToMaster, ToNode, VERSION, Welcome,
+    },
+};
+use runs::{Refusal, Runs};
+
+/// The welcome must come within this after the channel opened.
+pub const WELCOME_TIMEOUT_US: u64 = 5_000_000;
+/// The channel is closed when nothing, not even a ping, came for so long.
+pub const SILENCE_US: u64 = 3 * PING_INTERVAL_MS * 1_000;
+/// A channel that was open for so long makes the next back-off start anew.
+const STABLE_US: u64 = 5_000_000;
+/// Bytes that may wait to be written; further results stay where they are kept until some are written.
+pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// A node that leaves waits so long for its last results to be committed, and for runs that it cancelled at
+/// the deadline to end.
+pub const LEAVE_GRACE_US: u64 = 5_000_000;
+/// A node that leaves with nothing left waits so long for a channel to say so.
+const FAREWELL_GRACE_US: u64 = 1_000_000;
+/// A timer that fires so much too late means that this process was stopped, not that the master was silent.
+const LATE_US: u64 = 1_000_000;
+
+/// Bounds of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Slots: `protocol::node::slots_of(allotted_cores)`.
+    pub slots: u32,
+    /// Slots' worth of runs that may wait for a slot; a run past these is handed back.
+    pub max_waiting: u32,
+    /// Runs taken and results kept, together; when full, new runs are handed back. At most 8,192, so that
+    /// the list of them fits in the header of a hello.
+    pub max_runs: usize,
+    /// Bytes of results kept; when full, new runs are handed back. What already runs may pass it by its
+    /// own results.
+    pub max_kept_bytes: usize,
+}
+
+impl Config {
+    /// The bounds of a node with so many slots: as many runs may wait as run, at least 16.
+    #[must_use]
+    pub fn new(slots: u32) -> Self {
+        Self { slots, max_waiting: slots.max(16), max_runs: 8_192, max_kept_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+/// Which token goes with a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bearer {
+    /// The join token.
+    Join,
+    /// The session token of the registration before: it may take over its own name while the old
+    /// registration counts as alive.
+    Session,
+}
+
+/// Something for the shell to do. Effects are done in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// `POST /v1/nodes`; answered by [`Session::registered`] or [`Session::register_failed`].
+    Register {
+        /// With this token.
+        bearer: Bearer,
+    },
+    /// Open the work channel; answered by [`Session::connected`] or [`Session::connect_failed`].
+    Connect {
+        /// The node of the URL.
+        node: NodeId,
+    },
+    /// Write this WebSocket message; once it is written, say so with [`Session::written`].
+    Send(Bytes),
+    /// Close the channel, after what was sent is written or a second has passed; answered by
+    /// [`Session::disconnected`] (unless an [`Effect::Exit`] follows).
+    Close(CloseReason),
+    /// Start this run with this input; answered by [`Session::ended`] or [`Session::gave_back`].
+    Start(Box<Run>, Bytes),
+    /// Stop this run; it is still answered by [`Session::ended`], once its slot is free.
+    Cancel(RunId),
+    /// Call [`Session::tick`] at this time (monotonic microseconds); replaces the time named before.
+    WakeAt(u64),
+    /// End the process, after what was sent is written or a second has passed.
+    Exit(ExitReason),
+}
+
+/// Why the node ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExitReason {
+    /// In order: nothing was left, and the master knows.
+    #[error("left in order")]
+    Left,
+    /// Asked to end, but this was left when the grace was over; those tasks run again elsewhere.
+    #[error(
+        "left with {running} running and {uncommitted} uncommitted results; these tasks run again elsewhere"
+    )]
+    Unfinished {
+        /// Runs that had not ended.
+        running: usize,
+        /// Results that the master has not called committed.
+        uncommitted: usize,
+    },
+    /// The token was refused.
+    #[error("the master refuses the token: {0}; make a new one with `evenkeel token create --scope node`")]
+    NotAuthorised(String),
+    /// The registration was refused in a way that trying again does not change.
+    #[error("the master refuses the registration: {0}")]
+    Refused(String),
+}
+
+/// Why a registration failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegisterFailure {
+    /// 401 or 403, with the detail.
+    NotAuthorised(String),
+    /// 400, 413, 415, 421, 422: will be the same next time; with the detail.
+    Refused(String),
+    /// Anything else, also 409 (the name's old bearer will be lost soon): tried again.
+    Transient,
+}
+
+/// Why the channel could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// 401, 404 or 410: the master does not know this node or its token any more.
+    Unknown,
+    /// Anything else.
+    Transient,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    RegisterAt { us: u64, bearer: Bearer },
+    Registering { bearer: Bearer },
+    ConnectAt { us: u64 },
+    Connecting,
+    Greeting { until_us: u64 },
+    Open { since_us: u64 },
+    Closing,
+    Exited,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Draining {
+    /// By our own wish (SIGTERM): the process ends afterwards. Else by order of this epoch.
+    own: bool,
+    epoch: u64,
+    deadline_us: Option<u64>,
+    expired: bool,
+    /// When a leaving node gives up what is left.
+    give_up_us: Option<u64>,
+}
+
+/// The node's end of the work channel.
+#[derive(Debug)]
+pub struct Session {
+    boot_id: BootId,
+    phase: Phase,
+    node: Option<NodeId>,
+    /// Highest epoch seen.
+    epoch: u64,
+    report_interval_ms: u64,
+    backoff: Backoff,
+    runs: Runs,
+    draining: Option<Draining>,
+    /// Whether our own drain is still to be told on this channel.
+    tell_draining: bool,
+    handbacks: Vec<(String, Vec<RunRef>)>,
+    outbox: Outbox,
+    waiting_bytes: usize,
+    last_heard_us: u64,
+    wake_us: Option<u64>,
+}
+
+impl Session {
+    /// The session of one life of the process. [`Session::start`] begins it.
+    #[must_use]
+    pub fn new(config: Config, boot_id: BootId) -> Self {
+        Self {
+            boot_id,
+            phase: Phase::Idle,
+            node: None,
+            epoch: 0,
+            report_interval_ms: 500,
+            backoff: Backoff::new(250, 2_000),
+            runs: Runs::new(config),
+            draining: None,
+            tell_draining: false,
+            handbacks: Vec::new(),
+            outbox: Outbox::default(),
+            waiting_bytes: 0,
+            last_heard_us: 0,
+            wake_us: None,
+        }
+    }
+
+    /// Begins: registers with the join token.
+    pub fn start(&mut self, now_us: u64, out: &mut Vec<Effect>) {
+        if self.phase == Phase::Idle {
+            self.register(Bearer::Join, out);
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The registration was accepted.
+    pub fn registered(&mut self, now_us: u64, node: NodeId, report_interval_ms: u64, out: &mut Vec<Effect>) {
+        if let Phase::Registering { .. } = self.phase {
+            self.node = Some(node);
+            self.report_interval_ms = report_interval_ms;
+            self.connect(out);
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The registration failed. `fraction` is random, 0 ≤ f < 1.
+    pub fn register_failed(
+        &mut self,
+        now_us: u64,
+        failure: RegisterFailure,
+        fraction: f64,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Phase::Registering { bearer } = self.phase {
+            match (failure, bearer) {
+                // The old session may simply be forgotten: the join token decides.
+                (RegisterFailure::NotAuthorised(_), Bearer::Session) => self.register(Bearer::Join, out),
+                (RegisterFailure::NotAuthorised(why), Bearer::Join) => {
+                    self.exit(ExitReason::NotAuthorised(why), out);
+                }
+                (RegisterFailure::Refused(why), _) => self.exit(ExitReason::Refused(why), out),
+                (RegisterFailure::Transient, bearer) => {
+                    let us = now_us.saturating_add(self.backoff.fail(fraction));
+                    self.phase = Phase::RegisterAt { us, bearer };
+                }
+            }
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The channel is open: says hello.
+    pub fn connected(&mut self, now_us: u64, out: &mut Vec<Effect>) {
+        if let (Phase::Connecting, Some(node)) = (self.phase, self.node) {
+            self.phase = Phase::Greeting { until_us: now_us.saturating_add(WELCOME_TIMEOUT_US) };
+            self.last_heard_us = now_us;
+            self.waiting_bytes = 0;
+            self.outbox.clear();
+            // What the list does not hold is handed back already by not being in it.
+            self.handbacks.clear();
+            self.tell_draining = false;
+            let hello = ToMaster::Hello(Hello {
+                epoch: self.epoch,
+                version: VERSION,
+                node,
+                boot_id: self.boot_id,
+                runs: self.runs.all(),
+                draining: self.own_drain(),
+            });
+            self.outbox.put(|message| hello.put(message));
+            self.send_gathered(out);
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The channel could not be opened. `fraction` is random, 0 ≤ f < 1.
+    pub fn connect_failed(
+        &mut self,
+        now_us: u64,
+        failure: ConnectFailure,
+        fraction: f64,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.phase == Phase::Connecting {
+            let us = now_us.saturating_add(self.backoff.fail(fraction));
+            self.phase = match failure {
+                ConnectFailure::Unknown => Phase::RegisterAt { us, bearer: Bearer::Session },
+                ConnectFailure::Transient => Phase::ConnectAt { us },
+            };
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The channel ended, whoever closed it. `fraction` is random, 0 ≤ f < 1.
+    pub fn disconnected(&mut self, now_us: u64, fraction: f64, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Open { since_us } if now_us.saturating_sub(since_us) >= STABLE_US => self.backoff.reset(),
+            Phase::Open { .. } | Phase::Greeting { .. } | Phase::Closing => {}
+            _ => return,
+        }
+        self.outbox.clear();
+        self.waiting_bytes = 0;
+        self.phase = Phase::ConnectAt { us: now_us.saturating_add(self.backoff.fail(fraction)) };
+        self.settle(now_us, out);
+    }
+
+    /// A sign of life without a message: the master's ping came.
+    pub const fn heard(&mut self, now_us: u64) {
+        self.last_heard_us = now_us;
+    }
+
+    /// A binary message came. What cannot be read closes the channel; frames before the bad one count.
+    pub fn receive(&mut self, now_us: u64, message: Bytes, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Greeting { .. } | Phase::Open { .. }) {
+            return;
+        }
+        self.last_heard_us = now_us;
+        match split_frames(message) {
+            Err(error) => self.close(CloseReason::Malformed(error.to_string()), out),
+            Ok(frames) => {
+                for frame in &frames {
+                    match ToNode::read(frame) {
+                        Err(error) => self.close(CloseReason::Malformed(error.to_string()), out),
+                        Ok(Some(said)) => self.said(now_us, said, out),
+                        Ok(None) => {}
+                    }
+                    if self.phase == Phase::Closing {
+                        break;
+                    }
+                }
+            }
+        }
+        self.settle(now_us, out);
+    }
+
+    /// So many bytes of what was sent are written to the socket.
+    pub const fn written(&mut self, bytes: usize) {
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+    }
+
+    /// A started run ended. A result over `MAX_RESULT_BYTES` fails it with `result_too_large`.
+    /// Its result goes out with the next [`Session::flush`].
+    pub fn ended(&mut self, now_us: u64, run: RunId, ended: Ended, out: &mut Vec<Effect>) {
+        self.runs.ended(run, ended);
+        self.settle(now_us, out);
+    }
+
+    /// A started run could not be run here (its kind is not here, the agent is at fault): it goes back to
+    /// the master and costs no attempt.
+    pub fn gave_back(&mut self, now_us: u64, run: RunId, reason: &str, out: &mut Vec<Effect>) {
+        if let Some(back) = self.runs.gave_back(run) {
+            self.hand_back(reason, [back]);
+        }
+        self.settle(now_us, out);
+    }
+
+    /// The node has so many slots now. Runs that have started are not touched.
+    pub fn resize(&mut self, now_us: u64, slots: u32, out: &mut Vec<Effect>) {
+        self.runs.resize(slots);
+        self.settle(now_us, out);
+    }
+
+    /// The process was asked to end: takes no more work, finishes what runs, hands back what has not
+    /// started, and after `deadline_ms` also what runs; then leaves ([`Effect::Exit`]).
+    pub fn leave(&mut self, now_us: u64, deadline_ms: Option<u64>, out: &mut Vec<Effect>) {
+        if !self.own_drain() {
+            self.tell_draining = true;
+            self.drain(now_us, true, deadline_ms);
+        }
+        self.settle(now_us, out);
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now_us: u64, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::RegisterAt { us, bearer } if now_us >= us => self.register(bearer, out),
+            Phase::ConnectAt { us } if now_us >= us => self.connect(out),
+            Phase::Greeting { until_us } if now_us >= until_us => self.close(CloseReason::NoGreeting, out),
+            Phase::Open { .. } => {
+                let due_us = self.last_heard_us.saturating_add(SILENCE_US);
+                if now_us >= due_us.saturating_add(LATE_US) {
+                    self.last_heard_us = now_us.saturating_sub(SILENCE_US - PING_INTERVAL_MS * 1_000);
+                } else if now_us >= due_us {
+                    self.close(CloseReason::Silent, out);
+                }
+            }
+            _ => {}
+        }
+        self.settle(now_us, out);
+    }
+
+    /// Sends what was gathered, in as few messages as possible: call it after each batch of events. Results
+    /// past [`WINDOW_BYTES`] stay until some are written.
+    pub fn flush(&mut self, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Open { .. }) {
+            return;
+        }
+        let (epoch, draining) = (self.epoch, self.own_drain());
+        if self.tell_draining && self.handbacks.is_empty() {
+            self.handbacks.push(("draining".to_owned(), Vec::new()));
+        }
+        self.tell_draining = false;
+        for (reason, runs) in std::mem::take(&mut self.handbacks) {
+            let back = ToMaster::HandBack(HandBack { epoch, runs, reason, draining });
+            self.outbox.put(|message| back.put(message));
+        }
+        while self.waiting_bytes.saturating_add(self.outbox.bytes()) < WINDOW_BYTES {
+            let Some((header, body)) = self.runs.next_unsent(epoch) else { break };
+            self.outbox.put(|message| ToMaster::Result(header, body).put(message));
+        }
+        self.send_gathered(out);
+    }
+
+    /// Whether the greeting is done.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open { .. })
+    }
+
+    /// The node's id, once it has registered.
+    #[must_use]
+    pub const fn node(&self) -> Option<NodeId> {
+        self.node
+    }
+
+    /// Highest epoch seen.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How often to report, as the registration or the last welcome said.
+    #[must_use]
+    pub const fn report_interval_ms(&self) -> u64 {
+        self.report_interval_ms
+    }
+
+    /// Whether it takes no new work, of its own accord or by order.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// Runs that have started and not ended, for reports.
+    pub fn running(&self) -> impl Iterator<Item = (RunId, TaskId)> + '_ {
+        self.runs.running()
+    }
+
+    /// Runs that were taken and wait for a slot.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.runs.waiting()
+    }
+
+    /// Results that were not called committed.
+    #[must_use]
+    pub fn uncommitted(&self) -> usize {
+        self.runs.kept()
+    }
+
+    fn own_drain(&self) -> bool {
+        self.draining.is_some_and(|drain| drain.own)
+    }
+
+    fn register(&mut self, bearer: Bearer, out: &mut Vec<Effect>) {
+        self.phase = Phase::Registering { bearer };
+        out.push(Effect::Register { bearer });
+    }
+
+    fn connect(&mut self, out: &mut Vec<Effect>) {
+        if let Some(node) = self.node {
+            self.phase = Phase::Connecting;
+            out.push(Effect::Connect { node });
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason, out: &mut Vec<Effect>) {
+        self.phase = Phase::Closing;
+        self.outbox.clear();
+        out.push(Effect::Close(reason));
+    }
+
+    fn exit(&mut self, reason: ExitReason, out: &mut Vec<Effect>) {
+        self.phase = Phase::Exited;
+        out.push(Effect::Exit(reason));
+    }
+
+    fn send_gathered(&mut self, out: &mut Vec<Effect>) {
+        for message in self.outbox.take() {
+            self.waiting_bytes = self.waiting_bytes.saturating_add(message.len());
+            out.push(Effect::Send(message));
+        }
+    }
+
+    fn said(&mut self, now_us: u64, said: ToNode, out: &mut Vec<Effect>) {
+        if said.epoch() < self.epoch {
+            return self.close(CloseReason::Deposed { seen: self.epoch, ours: said.epoch() }, out);
+        }
+        let open = self.is_open();
+        match said {
+            ToNode::Welcome(welcome) if !open => self.welcome(now_us, welcome, out),
+            ToNode::Welcome(_) => self.close(CloseReason::Protocol("a second welcome"), out),
+            _ if !open => self.close(CloseReason::Protocol("the first frame is not a welcome"), out),
+            said if said.epoch() > self.epoch => {
+                // One channel is one master with one epoch.
+                self.close(CloseReason::Protocol("the epoch changed within a channel"), out);
+            }
+            ToNode::Run(header, input) => self.offered(now_us, header, input),
+            ToNode::Cancel(cancel) => {
+                for run in cancel.runs {
+                    if self.runs.cancel(run) {
+                        out.push(Effect::Cancel(run));
+                    }
+                }
+            }
+            ToNode::Committed(committed) => {
+                for run in committed.runs {
+                    if self.runs.committed(run) {
+                        out.push(Effect::Cancel(run));
+                    }
+                }
+            }
+            ToNode::Drain(Drain { deadline_ms, .. }) if !self.own_drain() => {
+                self.drain(now_us, false, deadline_ms);
+            }
+            ToNode::Resume(_) if !self.own_drain() => self.draining = None,
+            ToNode::Drain(_) | ToNode::Resume(_) => {}
+        }
+    }
+
+    fn welcome(&mut self, now_us: u64, welcome: Welcome, out: &mut Vec<Effect>) {
+        if welcome.version == 0 || welcome.version > VERSION || welcome.version + 1 < VERSION {
+            let reason = CloseReason::Version { theirs: welcome.version, ours: VERSION };
+            return self.close(reason, out);
+        }
+        // A drain ordered by a master that is gone is forgotten: the new one orders it again if it still
+        // wants it. Keeping it would make this node refuse all work of a master that knows of no drain.
+        if self.draining.is_some_and(|drain| !drain.own && drain.epoch != welcome.epoch) {
+            self.draining = None;
+        }
+        self.epoch = welcome.epoch;
+        self.report_interval_ms = welcome.report_interval_ms;
+        self.phase = Phase::Open { since_us: now_us };
+        self.runs.resend_all();
+    }
+
+    fn offered(&mut self, now_us: u64, header: Run, input: Bytes) {
+        let run = RunRef { task: header.task, run: header.run };
+        if self.draining.is_some() {
+            if !self.runs.knows(run.run) {
+                self.runs.forget(run.run);
+                self.hand_back("draining", [run]);
+            }
+            return;
+        }
+        match self.runs.take(now_us, header, input) {
+            Ok(()) => {}
+            Err(Refusal::Known) => {}
+            Err(Refusal::Full(reason)) => self.hand_back(&reason, [run]),
+        }
+    }
+
+    fn hand_back(&mut self, reason: &str, runs: impl IntoIterator<Item = RunRef>) {
+        match self.handbacks.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, list)) => list.extend(runs),
+            None => self.handbacks.push((reason.to_owned(), runs.into_iter().collect())),
+        }
+    }
+
+    fn drain(&mut self, now_us: u64, own: bool, deadline_ms: Option<u64>) {
+        let deadline_us = deadline_ms.map(|ms| now_us.saturating_add(ms.saturating_mul(1_000)));
+        let epoch = self.epoch;
+        self.draining = Some(Draining { own, epoch, deadline_us, expired: false, give_up_us: None });
+        let waiting = self.runs.give_back_waiting();
+        if !waiting.is_empty() {
+            self.hand_back("draining", waiting);
+        }
+    }
+
+    /// What follows from the state after every event: slots are filled, a drain goes on, timers are set.
+    fn settle(&mut self, now_us: u64, out: &mut Vec<Effect>) {
+        if self.phase == Phase::Exited {
+            return;
+        }
+        for (header, input) in self.runs.startable(now_us) {
+            out.push(Effect::Start(Box::new(header), input));
+        }
+        if let Some(mut drain) = self.draining {
+            self.drain_on(now_us, &mut drain, out);
+            self.draining = Some(drain);
+            if self.phase == Phase::Exited {
+                return;
+            }
+        }
+        self.schedule(out);
+    }
+
+    fn drain_on(&mut self, now_us: u64, drain: &mut Draining, out: &mut Vec<Effect>) {
+        if !drain.expired && drain.deadline_us.is_some_and(|deadline| now_us >= deadline) {
+            drain.expired = true;
+            let late = self.runs.abandon_running();
+            out.extend(late.iter().map(|back| Effect::Cancel(back.run)));
+            if !late.is_empty() {
+                self.hand_back("the drain's deadline passed", late);
+            }
+        }
+        if !drain.own {
+            return;
+        }
+        let (running, uncommitted) = (self.runs.active(), self.runs.kept());
+        if running == 0 && uncommitted == 0 && self.is_open() {
+            self.flush(out);
+            let leaving = ToMaster::Leaving(Leaving { epoch: self.epoch });
+            self.outbox.put(|message| leaving.put(message));
+            self.send_gathered(out);
+            out.push(Effect::Close(CloseReason::GoingAway));
+            return self.exit(ExitReason::Left, out);
+        }
+        if running == 0 || drain.expired {
+            let nothing_left = running == 0 && uncommitted == 0;
+            let grace = if nothing_left { FAREWELL_GRACE_US } else { LEAVE_GRACE_US };
+            let give_up_us = *drain.give_up_us.get_or_insert(now_us.saturating_add(grace));
+            if now_us >= give_up_us || (nothing_left && self.node.is_none()) {
+                let reason = match nothing_left {
+                    true => ExitReason::Left,
+                    false => ExitReason::Unfinished { running, uncommitted },
+                };
+                self.exit(reason, out);
+            }
+        }
+    }
+
+    fn schedule(&mut self, out: &mut Vec<Effect>) {
+        let phase = match self.phase {
+            Phase::RegisterAt { us, .. } | Phase::ConnectAt { us } => Some(us),
+            Phase::Greeting { until_us } => Some(until_us),
+            Phase::Open { .. } => Some(self.last_heard_us.saturating_add(SILENCE_US)),
+            _ => None,
+        };
+        let drain = self.draining.and_then(|drain| match drain.give_up_us {
+            Some(us) => Some(us),
+            None => drain.deadline_us.filter(|_| !drain.expired),
+        });
+        let wake_us = phase.into_iter().chain(drain).min();
+        if self.wake_us != wake_us {
+            self.wake_us = wake_us;
+            out.extend(wake_us.map(Effect::WakeAt));
+        }
+    }
+}
