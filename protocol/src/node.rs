@@ -100,6 +100,12 @@ pub struct CpuSample {
     /// 1 − e_g: of what an undisturbed node would have given our threads, the part they got, 0 … 1;
     /// null when there was too little work to tell (design 3.1).
     pub obtained_share: Option<f64>,
+    /// o of design 3.1, 0 … 1: the part of the allotted cores that others in the container take beside
+    /// us, bounded by what a first task of ours would win back from them. Only the node sees the
+    /// runnable threads of others, so the master cannot work it out from `used_cores − own_cores`.
+    /// The loss that placement counts with is `max(1 − obtained_share.unwrap_or(1), others_share)`.
+    #[serde(default)]
+    pub others_share: f64,
     /// Part of the CFS periods in which the container was throttled, 0 … 1.
     pub throttled_ratio: f64,
     /// Where the figures come from.
@@ -270,6 +276,9 @@ pub struct CpuSampleFields {
     pub own_cores: f64,
     /// See [`CpuSample::obtained_share`].
     pub obtained_share: Option<f64>,
+    /// See [`CpuSample::others_share`].
+    #[serde(default)]
+    pub others_share: f64,
     /// See [`CpuSample::throttled_ratio`].
     pub throttled_ratio: f64,
     /// See [`CpuSample::source`].
@@ -278,9 +287,24 @@ pub struct CpuSampleFields {
 
 impl From<CpuSample> for CpuSampleFields {
     fn from(sample: CpuSample) -> Self {
-        let CpuSample { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source } =
-            sample;
-        Self { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source }
+        let CpuSample {
+            allotted_cores,
+            used_cores,
+            own_cores,
+            obtained_share,
+            others_share,
+            throttled_ratio,
+            source,
+        } = sample;
+        Self {
+            allotted_cores,
+            used_cores,
+            own_cores,
+            obtained_share,
+            others_share,
+            throttled_ratio,
+            source,
+        }
     }
 }
 
@@ -312,6 +336,8 @@ impl CpuSample {
             Some(("cpu.own_cores", "must be 0 to 4096"))
         } else if self.obtained_share.is_some_and(share) {
             Some(("cpu.obtained_share", "must be 0 to 1, or null"))
+        } else if share(self.others_share) {
+            Some(("cpu.others_share", "must be 0 to 1"))
         } else if share(self.throttled_ratio) {
             Some(("cpu.throttled_ratio", "must be 0 to 1"))
         } else {
