@@ -310,9 +310,24 @@ impl From<CpuSample> for CpuSampleFields {
 
 impl From<CpuSampleFields> for CpuSample {
     fn from(fields: CpuSampleFields) -> Self {
-        let CpuSampleFields { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source } =
-            fields;
-        Self { allotted_cores, used_cores, own_cores, obtained_share, throttled_ratio, source }
+        let CpuSampleFields {
+            allotted_cores,
+            used_cores,
+            own_cores,
+            obtained_share,
+            others_share,
+            throttled_ratio,
+            source,
+        } = fields;
+        Self {
+            allotted_cores,
+            used_cores,
+            own_cores,
+            obtained_share,
+            others_share,
+            throttled_ratio,
+            source,
+        }
     }
 }
 
