@@ -106,3 +106,59 @@ pub enum BatchEvent {
         problem: Problem,
     },
 }
+
+#[derive(Deserialize)]
+struct FlatAnswer {
+    #[serde(default)]
+    r#ref: Option<String>,
+    line: u64,
+    r#type: String,
+    #[serde(default)]
+    id: Option<TaskId>,
+    #[serde(default)]
+    task: Option<Box<Task>>,
+    #[serde(default)]
+    problem: Option<Problem>,
+}
+
+impl BatchAnswer {
+    /// Reads one line, without its line end. The derived `Deserialize` cannot read a task with an input or a
+    /// result: flattening and tags lose the raw text of JSON.
+    ///
+    /// # Errors
+    /// What `serde_json` says of a line that is not such an object, or a type without its field.
+    pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+        use serde::de::Error as _;
+        let flat: FlatAnswer = serde_json::from_slice(line)?;
+        let event = match flat.r#type.as_str() {
+            "accepted" => flat.id.map(|id| BatchEvent::Accepted { id }),
+            "finished" => flat.task.map(|task| BatchEvent::Finished { task }),
+            "error" => flat.problem.map(|problem| BatchEvent::Error { problem }),
+            other => return Err(serde_json::Error::custom(format!("unknown type {other:?} of an answer"))),
+        };
+        let event = event.ok_or_else(|| {
+            serde_json::Error::custom(format!("an answer {:?} without its field", flat.r#type))
+        })?;
+        Ok(Self { r#ref: flat.r#ref, line: flat.line, event })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_with_a_whole_task_is_read_as_it_was_written() {
+        let task = r#"{"id":"01939d5f-0000-7000-8000-000000000001","kind":"fib","input":{"n":1},"state":"succeeded","result":{"value":"1"},"error":null,"node":null,"attempt":1,"max_attempts":3,"priority":0,"labels":{},"resources":{"cores":1.0,"memory_bytes":0},"submitted_at":"2026-11-21T03:50:00.000Z","started_at":null,"finished_at":null,"queue_ms":0,"run_ms":1,"cpu_ms":1}"#;
+        let line = format!(r#"{{"ref":"a","line":3,"type":"finished","task":{task}}}"#);
+        let answer = BatchAnswer::parse(line.as_bytes()).unwrap();
+        assert!(matches!(&answer.event, BatchEvent::Finished { task } if task.result.is_some()));
+        assert_eq!(serde_json::to_string(&answer).unwrap(), line);
+    }
+
+    #[test]
+    fn an_answer_without_its_field_or_of_an_unknown_type_is_an_error() {
+        assert!(BatchAnswer::parse(br#"{"line":1,"type":"finished"}"#).is_err());
+        assert!(BatchAnswer::parse(br#"{"line":1,"type":"other"}"#).is_err());
+    }
+}

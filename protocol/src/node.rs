@@ -296,15 +296,7 @@ impl From<CpuSample> for CpuSampleFields {
             throttled_ratio,
             source,
         } = sample;
-        Self {
-            allotted_cores,
-            used_cores,
-            own_cores,
-            obtained_share,
-            others_share,
-            throttled_ratio,
-            source,
-        }
+        Self { allotted_cores, used_cores, own_cores, obtained_share, others_share, throttled_ratio, source }
     }
 }
 
@@ -319,15 +311,7 @@ impl From<CpuSampleFields> for CpuSample {
             throttled_ratio,
             source,
         } = fields;
-        Self {
-            allotted_cores,
-            used_cores,
-            own_cores,
-            obtained_share,
-            others_share,
-            throttled_ratio,
-            source,
-        }
+        Self { allotted_cores, used_cores, own_cores, obtained_share, others_share, throttled_ratio, source }
     }
 }
 
