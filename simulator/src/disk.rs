@@ -1,0 +1,106 @@
+//! A store that is really lost when power fails before it was synced.
+
+use protocol::{NodeId, RunId, TaskId, Timestamp, task::Task};
+use scheduler::{
+    effect::WriteSeq,
+    event::ClientId,
+    record::{NodeRecord, Op, OpenTask, Recovered, TaskRecord},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What has been synced, and the one transaction that is on its way.
+#[derive(Debug, Default)]
+pub struct Disk {
+    epoch: u64,
+    open: BTreeMap<TaskId, OpenTask>,
+    ended: BTreeMap<TaskId, Arc<Task>>,
+    nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    keys: Vec<(ClientId, Arc<str>, [u8; 32], TaskId)>,
+    /// What must never happen and did, for the checker.
+    pub violations: Vec<String>,
+}
+
+impl Disk {
+    /// A master starts: its epoch is durable before it does anything else.
+    pub fn start_master(&mut self) -> (u64, Recovered) {
+        self.epoch += 1;
+        let recovered = Recovered {
+            tasks: self.open.values().cloned().collect(),
+            nodes: self.nodes.values().cloned().collect(),
+            keys: self.keys.clone(),
+        };
+        (self.epoch, recovered)
+    }
+
+    /// A transaction becomes durable, whole.
+    pub fn commit(&mut self, ops: Vec<(WriteSeq, Op)>) {
+        for (_, op) in ops {
+            self.apply(op);
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::TaskAccepted(record) => self.accept(record),
+            Op::TaskDispatched { task, run, node, attempt, at } => {
+                self.dispatch(task, run, node, attempt, at)
+            }
+            Op::TaskRequeued { task, attempt } => {
+                if let Some(open) = self.open.get_mut(&task) {
+                    open.running = None;
+                    open.attempt = attempt;
+                }
+            }
+            Op::TaskEnded { task, .. } => self.end(task),
+            Op::NodeRegistered(record) => drop(self.nodes.insert(record.id, record)),
+            Op::NodeGone { node, .. } => drop(self.nodes.remove(&node)),
+        }
+    }
+
+    fn accept(&mut self, record: Arc<TaskRecord>) {
+        if self.ended.contains_key(&record.id) || self.open.contains_key(&record.id) {
+            return;
+        }
+        if let Some((key, hash)) = &record.key {
+            self.keys.push((record.client, Arc::clone(key), *hash, record.id));
+        }
+        self.open.insert(record.id, OpenTask { record, attempt: 0, running: None });
+    }
+
+    fn dispatch(&mut self, task: TaskId, run: RunId, node: NodeId, attempt: u32, at: Timestamp) {
+        if let Some(open) = self.open.get_mut(&task) {
+            open.running = Some((node, run, at));
+            open.attempt = attempt;
+        }
+    }
+
+    fn end(&mut self, task: Arc<Task>) {
+        self.open.remove(&task.id);
+        if let Some(before) = self.ended.get(&task.id) {
+            let text = |task: &Task| task.result.as_ref().map(|json| json.get().to_owned());
+            if before.state != task.state || text(before) != text(&task) {
+                self.violations.push(format!("task {} ended twice: {before:?} and {task:?}", task.id));
+            }
+            return;
+        }
+        self.ended.insert(task.id, task);
+    }
+
+    /// A task that has ended.
+    #[must_use]
+    pub fn ended(&self, task: TaskId) -> Option<&Arc<Task>> {
+        self.ended.get(&task)
+    }
+
+    /// Tasks that have not ended.
+    #[must_use]
+    pub fn open_tasks(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Tasks that have ended.
+    #[must_use]
+    pub fn ended_tasks(&self) -> usize {
+        self.ended.len()
+    }
+}

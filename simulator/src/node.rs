@@ -1,0 +1,202 @@
+//! A simulated node: the production session, and an executor that lets virtual time pass instead of working.
+
+use crate::master::ConnId;
+use bytes::Bytes;
+use protocol::{
+    BootId, NodeId, RunId, TaskId,
+    node::{CpuSample, CpuSource, MemorySample, NodeRegistration, NodeStatus, Report, RunningTask, slots_of},
+    work::{Outcome, Run},
+};
+use session::node::{Config, Effect, Ended, Session};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+/// A node process that runs, or the place of one that was killed.
+pub struct SimNode {
+    /// Its name; stays when the process is replaced.
+    pub name: String,
+    /// Its allotted cores.
+    pub cores: f64,
+    /// The production session; none while the process is dead.
+    pub session: Option<Session>,
+    /// This life of the process.
+    pub boot: BootId,
+    /// Counts its lives; events for an earlier one are dropped.
+    pub life: u64,
+    /// Its open channel.
+    pub conn: Option<ConnId>,
+    /// Stopped by a signal: nothing happens to it until this time.
+    pub stopped_until_us: u64,
+    /// Cut off from the master until this time: what is sent waits, as TCP does.
+    pub cut_until_us: u64,
+    /// Its session token, as the registration gave it.
+    pub registered: Option<NodeId>,
+    running: BTreeMap<RunId, Running>,
+    seq: u64,
+    /// Epochs of the orders that it obeyed, for the checker.
+    pub obeyed_epoch: u64,
+    /// How many times each task was begun here, for the checker.
+    pub begun: BTreeMap<TaskId, u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Running {
+    task: TaskId,
+    value: u64,
+    fails: bool,
+    cancelled: bool,
+    started_us: u64,
+}
+
+/// What the executor does with a task of this input: how long it takes, what it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SimInput {
+    /// What comes back as the result.
+    pub value: u64,
+    /// How long it takes on one core.
+    pub work_us: u64,
+    /// Whether it ends with an error instead.
+    pub fails: bool,
+}
+
+impl SimNode {
+    /// The place of a node; [`SimNode::boot`] starts its first process.
+    #[must_use]
+    pub fn new(name: String, cores: f64) -> Self {
+        Self {
+            name,
+            cores,
+            session: None,
+            boot: BootId(uuid::Uuid::nil()),
+            life: 0,
+            conn: None,
+            stopped_until_us: 0,
+            cut_until_us: 0,
+            registered: None,
+            running: BTreeMap::new(),
+            seq: 0,
+            obeyed_epoch: 0,
+            begun: BTreeMap::new(),
+        }
+    }
+
+    /// A new process starts here.
+    pub fn boot(&mut self, now_us: u64, boot: BootId, out: &mut Vec<Effect>) {
+        let mut session = Session::new(Config::new(slots_of(self.cores)), boot);
+        session.start(now_us, out);
+        self.session = Some(session);
+        self.boot = boot;
+        self.life += 1;
+        self.seq = 0;
+        self.obeyed_epoch = 0;
+    }
+
+    /// The process dies, with all that it knew.
+    pub fn kill(&mut self) {
+        self.session = None;
+        self.conn = None;
+        self.registered = None;
+        self.running.clear();
+        self.life += 1;
+    }
+
+    /// What it registers as.
+    #[must_use]
+    pub fn registration(&self) -> NodeRegistration {
+        NodeRegistration {
+            name: self.name.clone(),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            pool: "default".to_owned(),
+            allotted_cores: self.cores,
+            memory_bytes: 1 << 30,
+            kinds: vec![protocol::node::KindInfo {
+                name: "work".to_owned(),
+                description: String::new(),
+                schema: None,
+            }],
+            labels: BTreeMap::new(),
+            version: "0".to_owned(),
+            boot_id: self.boot,
+            runtime_id: None,
+        }
+    }
+
+    /// Its next report.
+    pub fn report(&mut self) -> Report {
+        self.seq += 1;
+        let busy = (self.running.len() as f64).min(self.cores);
+        let draining = self.session.as_ref().is_some_and(Session::is_draining);
+        Report {
+            seq: self.seq,
+            boot_id: self.boot,
+            ip: Ipv4Addr::LOCALHOST.into(),
+            status: if draining { NodeStatus::Draining } else { NodeStatus::Ready },
+            cpu: CpuSample {
+                allotted_cores: self.cores,
+                used_cores: busy,
+                own_cores: busy,
+                obtained_share: None,
+                throttled_ratio: 0.0,
+                source: CpuSource::CgroupV2,
+                others_share: 0.0,
+            },
+            memory: MemorySample { used_bytes: 1 << 20, limit_bytes: 1 << 30 },
+            running: self.running.values().map(|run| RunningTask { task: run.task, rss_bytes: 0 }).collect(),
+        }
+    }
+
+    /// Starts a run; the time at which it will have ended, or nothing if its input cannot be read.
+    pub fn begin(&mut self, now_us: u64, run: &Run, input: &Bytes) -> Option<u64> {
+        let input: SimInput = serde_json::from_slice(input).ok()?;
+        *self.begun.entry(run.task).or_default() += 1;
+        let running = Running {
+            task: run.task,
+            value: input.value,
+            fails: input.fails,
+            cancelled: false,
+            started_us: now_us,
+        };
+        self.running.insert(run.run, running);
+        // The share of each does not change while it runs: good enough to find faults of the protocol.
+        let threads = self.running.len() as f64;
+        let rate = (self.cores / threads).clamp(0.05, 1.0);
+        Some(now_us + (input.work_us as f64 / rate) as u64)
+    }
+
+    /// A run is to stop; it ends a moment later.
+    pub fn cancel(&mut self, run: RunId) {
+        if let Some(running) = self.running.get_mut(&run) {
+            running.cancelled = true;
+        }
+    }
+
+    /// A run has ended; nothing if it is not there any more.
+    pub fn end(&mut self, now_us: u64, run: RunId) -> Option<Ended> {
+        let running = self.running.remove(&run)?;
+        let run_ms = (now_us - running.started_us) as f64 / 1_000.0;
+        let (outcome, result) = match (running.cancelled, running.fails) {
+            (true, _) => (Outcome::Cancelled, Bytes::new()),
+            (false, true) => {
+                let code = protocol::task::ErrorCode::TaskError;
+                (
+                    Outcome::Failed(protocol::task::TaskError {
+                        code,
+                        message: "as the input asked".to_owned(),
+                    }),
+                    Bytes::new(),
+                )
+            }
+            (false, false) => (Outcome::Succeeded, Bytes::from(running.value.to_string())),
+        };
+        Some(Ended { outcome, result, run_ms, cpu_ms: run_ms, sample: None })
+    }
+
+    /// Whether nothing runs and nothing waits to be committed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+            && self
+                .session
+                .as_ref()
+                .is_none_or(|session| session.uncommitted() == 0 && session.waiting() == 0)
+    }
+}

@@ -1,0 +1,596 @@
+//! The whole cluster in one thread: one master at a time on one disk, nodes, clients, and a network between
+//! them, all moved by one agenda and one seed.
+//!
+//! What the network may do: delay everything; hold back what is sent while a node is cut off (as TCP does) and
+//! break the channel if it lasts; lose requests and answers of callers when the master dies. What the disk
+//! may do: take its time, and lose what was not synced when the master dies.
+
+use crate::{
+    agenda::Agenda,
+    disk::Disk,
+    history::{Entry, History},
+    master::{ConnId, Master, Out},
+    node::{SimInput, SimNode},
+};
+use bytes::Bytes;
+use protocol::{
+    BootId, NodeId, RunId, TaskId,
+    node::Report,
+    task::{Durability, Task, TaskSpec},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use scheduler::{
+    effect::{Answer, Refusal, WriteSeq},
+    event::{ClientId, Event, ReplyId, Submission, Wait},
+    record::Op,
+};
+use session::node::{Bearer, ConnectFailure, Effect as NodeEffect, RegisterFailure};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// How a run of the simulation is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Decides everything.
+    pub seed: u64,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many tasks.
+    pub tasks: u64,
+    /// How long faults happen and tasks are submitted; then all is left in peace.
+    pub faults_us: u64,
+    /// How long everything may take to end after that.
+    pub peace_us: u64,
+    /// Whether to print what happens.
+    pub trace: bool,
+}
+
+impl Setup {
+    /// A small cluster in a bad minute.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self { seed, nodes: 4, tasks: 60, faults_us: 40_000_000, peace_us: 180_000_000, trace: false }
+    }
+}
+
+/// Something that comes.
+enum Ev {
+    /// The master's process starts.
+    MasterStart,
+    /// The master asked to be woken; only the newest such request of this epoch counts.
+    MasterWake(u64),
+    /// A transaction is durable, of the master with this epoch.
+    Durable(u64, Vec<(WriteSeq, Op)>),
+    /// A caller's request reaches the master.
+    Request(Request),
+    /// An answer reaches its caller: number of the submission, and what it says.
+    Answered(u64, Box<Answer>),
+    /// A caller sees that its request broke.
+    RequestBroke(u64),
+    /// A client asks (again) for its task.
+    Ask(u64),
+    /// A node's request to register or to connect, or its report, reaches the master.
+    FromNode(usize, u64, NodeRequest),
+    /// The answer reaches the node: its life, and what it says.
+    ToNode(usize, u64, NodeAnswer),
+    /// A message reaches the master on this channel.
+    AtMaster(ConnId, Bytes),
+    /// A pong reaches the master.
+    PongAtMaster(ConnId),
+    /// A message, or a ping, reaches the node's end.
+    AtNode(ConnId, Option<Bytes>),
+    /// One end of a channel sees that the other is gone.
+    ClosedAtMaster(ConnId),
+    /// The same at the node.
+    ClosedAtNode(ConnId),
+    /// A node's session asked to be woken.
+    NodeWake(usize, u64),
+    /// A run ends on a node of this life.
+    RunEnds(usize, u64, RunId),
+    /// A node reports.
+    ReportDue(usize, u64),
+    /// A node process starts.
+    NodeStart(usize),
+    /// Something breaks.
+    Fault,
+}
+
+enum Request {
+    Submit(u64),
+    Wait(u64, TaskId),
+    Cancel(u64, TaskId),
+}
+
+enum NodeRequest {
+    Register(Bearer),
+    Connect(NodeId),
+    Report(NodeId, Box<Report>),
+}
+
+enum NodeAnswer {
+    Registered(Option<NodeId>),
+    Connected(Option<ConnId>),
+}
+
+struct Channel {
+    node: usize,
+    life: u64,
+    /// When the last message of each direction arrives, so that none overtakes another.
+    to_master_us: u64,
+    to_node_us: u64,
+}
+
+/// The cluster.
+pub struct World {
+    setup: Setup,
+    agenda: Agenda<Ev>,
+    rng: SmallRng,
+    /// The disk outlives every master.
+    pub disk: Disk,
+    master: Option<Master>,
+    wake_epoch: u64,
+    /// The nodes.
+    pub nodes: Vec<SimNode>,
+    channels: BTreeMap<ConnId, Channel>,
+    next_conn: u64,
+    waiting: BTreeMap<ReplyId, Caller>,
+    next_reply: u64,
+    /// What the clients saw.
+    pub history: History,
+    /// Tasks begun by nodes that are dead now.
+    begun_before: BTreeMap<TaskId, u32>,
+}
+
+enum Caller {
+    Client(u64),
+    Node(usize, u64),
+}
+
+impl World {
+    /// A cluster that has not started.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let mut rng = SmallRng::seed_from_u64(setup.seed);
+        let nodes = (0..setup.nodes)
+            .map(|at| SimNode::new(format!("node-{at}"), f64::from(rng.random_range(1..=8_u32)) * 0.25))
+            .collect();
+        let mut world = Self {
+            setup,
+            agenda: Agenda::default(),
+            rng,
+            disk: Disk::default(),
+            master: None,
+            wake_epoch: 0,
+            nodes,
+            channels: BTreeMap::new(),
+            next_conn: 0,
+            waiting: BTreeMap::new(),
+            next_reply: 0,
+            history: History::default(),
+            begun_before: BTreeMap::new(),
+        };
+        world.plan();
+        world
+    }
+
+    fn plan(&mut self) {
+        self.agenda.at(0, Ev::MasterStart);
+        for at in 0..self.setup.nodes {
+            let start_us = self.rng.random_range(0..2_000_000);
+            self.agenda.at(start_us, Ev::NodeStart(at));
+        }
+        for number in 0..self.setup.tasks {
+            let submit_us = self.rng.random_range(100_000..self.setup.faults_us);
+            self.agenda.at(submit_us, Ev::Request(Request::Submit(number)));
+        }
+        let mut fault_us = 3_000_000;
+        while fault_us < self.setup.faults_us {
+            self.agenda.at(fault_us, Ev::Fault);
+            fault_us += self.rng.random_range(200_000..6_000_000);
+        }
+    }
+
+    /// Runs to the end, and says what may not be.
+    ///
+    /// # Errors
+    /// Every violation that was seen.
+    pub fn run(mut self) -> Result<Summary, Vec<String>> {
+        let end_us = self.setup.faults_us + self.setup.peace_us;
+        let mut steps = 0_u64;
+        while let Some(event) = self.agenda.next() {
+            if self.agenda.now_us() > end_us {
+                break;
+            }
+            steps += 1;
+            self.happen(event);
+            if self.agenda.now_us() > self.setup.faults_us && self.at_rest() {
+                break;
+            }
+        }
+        self.check(steps)
+    }
+
+    fn at_rest(&self) -> bool {
+        self.history.entries.len() as u64 == self.setup.tasks
+            && self.history.entries.values().all(|entry| entry.ended.is_some() || entry.refused)
+            && self.nodes.iter().all(|node| node.session.is_some() && node.is_empty())
+            && self.master.is_some()
+    }
+
+    fn check(mut self, steps: u64) -> Result<Summary, Vec<String>> {
+        self.history.check_complete();
+        let mut violations = std::mem::take(&mut self.history.violations);
+        violations.append(&mut self.disk.violations);
+        for entry in self.history.entries.values() {
+            let (Some(id), Durability::Disk, Some((state, result))) =
+                (entry.id, entry.durability, &entry.ended)
+            else {
+                continue;
+            };
+            let stored = self
+                .disk
+                .ended(id)
+                .map(|task| (task.state, task.result.as_ref().map(|json| json.get().to_owned())));
+            if stored.as_ref() != Some(&(*state, result.clone())) {
+                violations.push(format!(
+                    "task {id}: the client was told {state:?} {result:?}, the disk says {stored:?}"
+                ));
+            }
+        }
+        for node in self.nodes.iter().filter(|node| !node.is_empty()) {
+            violations.push(format!("{} is not empty at the end", node.name));
+        }
+        if let Some(master) = &self.master {
+            let status = master.core.status(master.now(self.agenda.now_us()));
+            if status.queued + status.running != 0 {
+                violations.push(format!(
+                    "the master is not empty at the end: {} queued, {} running",
+                    status.queued, status.running
+                ));
+            }
+        }
+        if !violations.is_empty() {
+            return Err(violations);
+        }
+        let begun = self.nodes.iter().flat_map(|node| node.begun.values()).chain(self.begun_before.values());
+        let acknowledged = self.history.entries.values().filter(|entry| entry.acknowledged).count();
+        Ok(Summary {
+            steps,
+            acknowledged,
+            begun: begun.map(|count| u64::from(*count)).sum(),
+            simulated_us: self.agenda.now_us(),
+        })
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.setup.trace {
+            crate::say(&format!("{:>12.6} {}", self.agenda.now_us() as f64 / 1e6, what()));
+        }
+    }
+
+    fn delay(&mut self) -> u64 {
+        // Mostly a local network, sometimes a bad moment.
+        if self.rng.random_bool(0.02) {
+            self.rng.random_range(10_000..400_000)
+        } else {
+            self.rng.random_range(50..3_000)
+        }
+    }
+
+    fn happen(&mut self, event: Ev) {
+        let now_us = self.agenda.now_us();
+        match event {
+            Ev::MasterStart => self.start_master(now_us),
+            Ev::MasterWake(epoch) => self.wake_master(now_us, epoch),
+            Ev::Durable(epoch, ops) => self.durable(now_us, epoch, ops),
+            Ev::Request(request) => self.request(now_us, request),
+            Ev::Answered(number, answer) => self.answered(number, *answer),
+            Ev::RequestBroke(number) => self.broke(number),
+            Ev::Ask(number) => self.ask(number),
+            Ev::FromNode(at, life, request) => self.from_node(now_us, at, life, request),
+            Ev::ToNode(at, life, answer) => self.to_node(now_us, at, life, answer),
+            Ev::AtMaster(conn, message) => {
+                self.with_master(now_us, |master, out| master.message(now_us, conn, message, out))
+            }
+            Ev::PongAtMaster(conn) => self.with_master(now_us, |master, out| master.pong(now_us, conn, out)),
+            Ev::ClosedAtMaster(conn) => {
+                self.with_master(now_us, |master, out| master.channel_closed(now_us, conn, out))
+            }
+            Ev::AtNode(conn, message) => self.at_node(now_us, conn, message),
+            Ev::ClosedAtNode(conn) => self.closed_at_node(now_us, conn),
+            Ev::NodeWake(at, life) => {
+                self.node_event(now_us, at, life, Ev::NodeWake(at, life), |session, out| {
+                    session.tick(now_us, out)
+                })
+            }
+            Ev::RunEnds(at, life, run) => self.run_ends(now_us, at, life, run),
+            Ev::ReportDue(at, life) => self.report_due(now_us, at, life),
+            Ev::NodeStart(at) => self.start_node(now_us, at),
+            Ev::Fault => self.fault(now_us),
+        }
+    }
+
+    // --- the master -------------------------------------------------------------------------------
+
+    fn start_master(&mut self, now_us: u64) {
+        let (epoch, recovered) = self.disk.start_master();
+        self.trace(|| format!("master starts with epoch {epoch}, {} open tasks", recovered.tasks.len()));
+        let mut out = Vec::new();
+        let seed = self.rng.random();
+        self.master = Some(Master::start(now_us, epoch, seed, recovered, &mut out));
+        self.perform(now_us, out);
+    }
+
+    fn kill_master(&mut self, now_us: u64) {
+        if self.master.take().is_none() {
+            return;
+        }
+        self.trace(|| "master is killed".to_owned());
+        for (conn, _) in std::mem::take(&mut self.channels) {
+            self.channels_lost(conn);
+        }
+        for (_, caller) in std::mem::take(&mut self.waiting) {
+            let delay = self.delay();
+            match caller {
+                Caller::Client(number) => self.agenda.after(delay, Ev::RequestBroke(number)),
+                Caller::Node(at, life) => {
+                    self.agenda.after(delay, Ev::ToNode(at, life, NodeAnswer::Registered(None)))
+                }
+            }
+        }
+        let down_us = self.rng.random_range(50_000..8_000_000);
+        self.agenda.at(now_us + down_us, Ev::MasterStart);
+    }
+
+    fn channels_lost(&mut self, conn: ConnId) {
+        let delay = self.delay();
+        self.agenda.after(delay, Ev::ClosedAtNode(conn));
+    }
+
+    fn wake_master(&mut self, now_us: u64, epoch: u64) {
+        if self.master.as_ref().is_some_and(|master| master.epoch == epoch) && self.wake_epoch == epoch {
+            self.with_master(now_us, |master, out| master.wake(now_us, out));
+        }
+    }
+
+    fn durable(&mut self, now_us: u64, epoch: u64, ops: Vec<(WriteSeq, Op)>) {
+        // What a dead master had not synced is lost; a transaction is there whole or not at all.
+        if self.master.as_ref().is_none_or(|master| master.epoch != epoch) {
+            return;
+        }
+        let Some(through) = ops.last().map(|(seq, _)| *seq) else { return };
+        self.disk.commit(ops);
+        self.with_master(now_us, |master, out| master.committed(now_us, through, out));
+    }
+
+    fn with_master(&mut self, now_us: u64, act: impl FnOnce(&mut Master, &mut Vec<Out>)) {
+        let Some(master) = self.master.as_mut() else { return };
+        let mut out = Vec::new();
+        act(master, &mut out);
+        self.perform(now_us, out);
+    }
+
+    fn perform(&mut self, now_us: u64, out: Vec<Out>) {
+        for effect in out {
+            match effect {
+                Out::Message(conn, message) => self.send_to_node(conn, Some(message)),
+                Out::Ping(conn) => self.send_to_node(conn, None),
+                Out::Close(conn) => {
+                    self.channels_lost(conn);
+                }
+                Out::Answer(reply, answer) => self.answer(reply, answer),
+                Out::Commit(ops) => {
+                    let epoch = self.master.as_ref().map_or(0, |master| master.epoch);
+                    let sync_us = self.rng.random_range(500..20_000);
+                    self.agenda.after(sync_us, Ev::Durable(epoch, ops));
+                }
+            }
+        }
+        let wake = self.master.as_ref().and_then(|master| Some((master.epoch, master.wake_us()?)));
+        if let Some((epoch, at_us)) = wake {
+            self.wake_epoch = epoch;
+            self.agenda.at(at_us.max(now_us + 1), Ev::MasterWake(epoch));
+        }
+    }
+
+    fn send_to_node(&mut self, conn: ConnId, message: Option<Bytes>) {
+        let delay = self.delay();
+        let now_us = self.agenda.now_us();
+        let Some(channel) = self.channels.get_mut(&conn) else { return };
+        let cut_us = self.nodes[channel.node].cut_until_us;
+        channel.to_node_us = (now_us + delay).max(channel.to_node_us).max(cut_us);
+        self.agenda.at(channel.to_node_us, Ev::AtNode(conn, message));
+    }
+
+    // --- callers ----------------------------------------------------------------------------------
+
+    fn reply(&mut self, caller: Caller) -> ReplyId {
+        self.next_reply += 1;
+        let reply = ReplyId(self.next_reply);
+        self.waiting.insert(reply, caller);
+        reply
+    }
+
+    fn request(&mut self, now_us: u64, request: Request) {
+        let number = match &request {
+            Request::Submit(number) | Request::Wait(number, _) | Request::Cancel(number, _) => *number,
+        };
+        if let Request::Submit(number) = request {
+            self.remember(number);
+        }
+        let Some(master) = self.master.as_ref() else {
+            let delay = self.delay();
+            return self.agenda.after(delay, Ev::RequestBroke(number));
+        };
+        let until_us = master.mono_us(now_us) + 5_000_000;
+        let reply = self.reply(Caller::Client(number));
+        let event = match request {
+            Request::Submit(number) => {
+                Event::Submit(Box::new(self.submission(now_us, number, reply, until_us)))
+            }
+            Request::Wait(_, task) => {
+                // The shell of the real master looks into the store for what the scheduler has forgotten.
+                let master_knows = self
+                    .master
+                    .as_ref()
+                    .is_some_and(|master| master.core.task(task, master.now(now_us)).is_some());
+                if !master_knows && let Some(ended) = self.disk.ended(task).cloned() {
+                    return self.answer(reply, Answer::Finished(ended));
+                }
+                Event::Wait { task, reply, until_us }
+            }
+            Request::Cancel(_, task) => Event::Cancel { task, reply },
+        };
+        self.with_master(now_us, |master, out| master.event(now_us, event, out));
+    }
+
+    fn remember(&mut self, number: u64) {
+        let fails = self.rng.random_bool(0.1);
+        let durability = if self.rng.random_bool(0.25) { Durability::Memory } else { Durability::Disk };
+        self.history.entries.entry(number).or_insert(Entry {
+            id: None,
+            value: number * 7 + 1,
+            fails,
+            durability,
+            acknowledged: false,
+            cancel_asked: false,
+            refused: false,
+            ended: None,
+        });
+    }
+
+    fn submission(&mut self, now_us: u64, number: u64, reply: ReplyId, until_us: u64) -> Submission {
+        let entry = &self.history.entries[&number];
+        // A task's size follows from its number, so that a repeated submit is the same body.
+        let work_us = 1_000 + (number * 7_919 % 40) * (number * 7_919 % 40) * 2_000;
+        let input = SimInput { value: entry.value, work_us, fails: entry.fails };
+        let input = serde_json::value::to_raw_value(&input).ok().map(Arc::from);
+        let durability = entry.durability;
+        let mut spec = TaskSpec::new("work", input);
+        spec.max_attempts = Some(10);
+        let keyed = durability == Durability::Disk;
+        Submission {
+            id: self.task_id(now_us),
+            spec,
+            durability,
+            client: ClientId(u128::from(number % 3)),
+            key: keyed
+                .then(|| (Arc::from(format!("key-{number}")), [u8::try_from(number % 251).unwrap_or(0); 32])),
+            reply,
+            wait: if keyed { Wait::Accepted } else { Wait::Until { until_us } },
+        }
+    }
+
+    fn task_id(&mut self, now_us: u64) -> TaskId {
+        let millis = 1_767_225_600_000 + now_us / 1_000;
+        TaskId(uuid::Builder::from_unix_timestamp_millis(millis, &self.rng.random()).into_uuid())
+    }
+
+    fn answer(&mut self, reply: ReplyId, answer: Answer) {
+        let delay = self.delay();
+        match self.waiting.remove(&reply) {
+            Some(Caller::Client(number)) => self.agenda.after(delay, Ev::Answered(number, Box::new(answer))),
+            Some(Caller::Node(at, life)) => {
+                let node = match answer {
+                    Answer::Registered { node, .. } => Some(node),
+                    _ => None,
+                };
+                self.agenda.after(delay, Ev::ToNode(at, life, NodeAnswer::Registered(node)));
+            }
+            None => {}
+        }
+    }
+
+    fn answered(&mut self, number: u64, answer: Answer) {
+        self.trace(|| format!("client of {number} is told {}", summary_of(&answer)));
+        match answer {
+            Answer::Accepted(task) | Answer::Unfinished(task) => {
+                self.acknowledge(number, &task);
+                let think_us = self.rng.random_range(1_000..3_000_000);
+                self.agenda.after(think_us, Ev::Ask(number));
+            }
+            Answer::Finished(task) | Answer::Cancelled(task) => self.acknowledge(number, &task),
+            Answer::Refused(
+                Refusal::Ended { .. } | Refusal::QueueFull { .. } | Refusal::StoreFailed { .. },
+            ) => {
+                self.agenda.after(1_000_000, Ev::Ask(number));
+            }
+            Answer::Refused(refusal) => self.refused(number, &refusal),
+            Answer::CancelledCount(_) | Answer::Registered { .. } => {}
+        }
+    }
+
+    fn acknowledge(&mut self, number: u64, task: &Task) {
+        if let Some(entry) = self.history.entries.get_mut(&number) {
+            entry.acknowledged = true;
+        }
+        self.history.told(number, task);
+    }
+
+    fn refused(&mut self, number: u64, refusal: &Refusal) {
+        let Some(entry) = self.history.entries.get_mut(&number) else { return };
+        if entry.acknowledged && entry.ended.is_none() {
+            self.history
+                .violations
+                .push(format!("submission {number} was acknowledged and is now refused: {refusal}"));
+            return;
+        }
+        // A kind that no node has registered yet is a refusal that time mends.
+        if matches!(refusal, Refusal::UnknownKind { .. }) {
+            return self.agenda.after(500_000, Ev::Request(Request::Submit(number)));
+        }
+        entry.refused = true;
+    }
+
+    /// A request broke: whether it was done is not known. Only one with a key may be sent again.
+    fn broke(&mut self, number: u64) {
+        let Some(entry) = self.history.entries.get_mut(&number) else { return };
+        if entry.durability == Durability::Disk || entry.acknowledged {
+            let again_us = self.rng.random_range(100_000..1_500_000);
+            self.agenda.after(again_us, Ev::Ask(number));
+        } else {
+            entry.refused = true;
+        }
+    }
+
+    fn ask(&mut self, number: u64) {
+        let Some(entry) = self.history.entries.get_mut(&number) else { return };
+        if entry.ended.is_some() {
+            return;
+        }
+        let request = match entry.id {
+            None => Request::Submit(number),
+            Some(id) if !entry.cancel_asked && number % 13 == 5 => {
+                entry.cancel_asked = true;
+                Request::Cancel(number, id)
+            }
+            Some(id) => Request::Wait(number, id),
+        };
+        let delay = self.delay();
+        self.agenda.after(delay, Ev::Request(request));
+    }
+}
+
+/// What a run of the simulation did.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Events.
+    pub steps: u64,
+    /// Tasks that were acknowledged.
+    pub acknowledged: usize,
+    /// Runs that were begun.
+    pub begun: u64,
+    /// Virtual time.
+    pub simulated_us: u64,
+}
+
+fn summary_of(answer: &Answer) -> String {
+    match answer {
+        Answer::Accepted(task) => format!("accepted {}", task.id),
+        Answer::Finished(task) => format!("finished {} {:?}", task.id, task.state),
+        Answer::Unfinished(task) => format!("unfinished {} {:?}", task.id, task.state),
+        Answer::Cancelled(task) => format!("cancelled {}", task.id),
+        other => format!("{other:?}"),
+    }
+}
+
+mod nodes;

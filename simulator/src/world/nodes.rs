@@ -1,0 +1,319 @@
+//! The nodes' side of the world, and what breaks.
+
+use super::{Caller, Channel, Ev, NodeAnswer, NodeRequest, World};
+use crate::master::ConnId;
+use bytes::Bytes;
+use protocol::{BootId, NodeId, RunId};
+use rand::Rng;
+use scheduler::event::Event;
+use session::node::{Bearer, ConnectFailure, Effect, RegisterFailure, Session};
+
+impl World {
+    pub(super) fn start_node(&mut self, now_us: u64, at: usize) {
+        if self.nodes[at].session.is_some() {
+            return;
+        }
+        let boot = BootId(uuid::Builder::from_random_bytes(self.rng.random()).into_uuid());
+        let mut effects = Vec::new();
+        self.nodes[at].boot(now_us, boot, &mut effects);
+        self.trace(|| format!("node-{at} starts as {boot}"));
+        let life = self.nodes[at].life;
+        self.agenda.after(500_000, Ev::ReportDue(at, life));
+        self.node_effects(now_us, at, effects);
+    }
+
+    /// Lets a node's session act on an event, unless the process is of another life or is stopped; a stopped
+    /// one gets the event when it goes on.
+    pub(super) fn node_event(
+        &mut self,
+        now_us: u64,
+        at: usize,
+        life: u64,
+        event: Ev,
+        act: impl FnOnce(&mut Session, &mut Vec<Effect>),
+    ) {
+        let node = &mut self.nodes[at];
+        if node.life != life {
+            return;
+        }
+        if node.stopped_until_us > now_us {
+            return self.agenda.at(node.stopped_until_us, event);
+        }
+        let Some(session) = node.session.as_mut() else { return };
+        let mut effects = Vec::new();
+        act(session, &mut effects);
+        session.flush(&mut effects);
+        self.node_effects(now_us, at, effects);
+    }
+
+    fn node_effects(&mut self, now_us: u64, at: usize, effects: Vec<Effect>) {
+        let life = self.nodes[at].life;
+        for effect in effects {
+            match effect {
+                Effect::Register { bearer } => self.node_request(at, NodeRequest::Register(bearer)),
+                Effect::Connect { node } => self.node_request(at, NodeRequest::Connect(node)),
+                Effect::Send(message) => self.send_to_master(at, message),
+                Effect::Close(_) => self.close_by_node(now_us, at),
+                Effect::Start(run, input) => {
+                    let node = &mut self.nodes[at];
+                    if run.epoch < node.obeyed_epoch {
+                        self.history.violations.push(format!(
+                            "node-{at} obeyed epoch {} after {}",
+                            run.epoch, node.obeyed_epoch
+                        ));
+                    }
+                    node.obeyed_epoch = run.epoch;
+                    let (id, task) = (run.run, run.task);
+                    if let Some(ends_us) = node.begin(now_us, &run, &input) {
+                        self.agenda.at(ends_us, Ev::RunEnds(at, life, id));
+                    }
+                    self.trace(|| format!("node-{at} begins {task} as {id}"));
+                }
+                Effect::Cancel(run) => {
+                    self.nodes[at].cancel(run);
+                    self.agenda.after(20_000, Ev::RunEnds(at, life, run));
+                }
+                Effect::WakeAt(us) => self.agenda.at(us, Ev::NodeWake(at, life)),
+                Effect::Exit(_) => self.kill_node(now_us, at),
+            }
+        }
+    }
+
+    fn node_request(&mut self, at: usize, request: NodeRequest) {
+        let life = self.nodes[at].life;
+        let sent_us = self.agenda.now_us() + self.delay();
+        self.agenda.at(sent_us.max(self.nodes[at].cut_until_us), Ev::FromNode(at, life, request));
+    }
+
+    pub(super) fn from_node(&mut self, now_us: u64, at: usize, life: u64, request: NodeRequest) {
+        let delay = self.delay();
+        let back_us = (now_us + delay).max(self.nodes[at].cut_until_us);
+        match request {
+            NodeRequest::Register(bearer) => {
+                if self.master.is_none() {
+                    return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
+                }
+                let node = NodeId(self.task_id(now_us).0);
+                let replaces = self.nodes[at].registered.filter(|_| bearer == Bearer::Session);
+                let registration = Box::new(self.nodes[at].registration());
+                let reply = self.reply(Caller::Node(at, life));
+                let session_hash = *session_hash_of(node);
+                let event = Event::Register { node, session_hash, replaces, registration, reply };
+                self.with_master(now_us, |master, out| master.event(now_us, event, out));
+            }
+            NodeRequest::Connect(node) => {
+                let known = self.master.as_ref().is_some_and(|master| {
+                    master.core.session(&session_hash_of(node), master.now(now_us)) == Some(node)
+                });
+                let conn = known.then(|| self.open_channel(at, life));
+                self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Connected(conn)));
+                if let Some(conn) = conn {
+                    self.with_master(now_us, |master, out| master.channel_opened(now_us, conn, node, out));
+                }
+            }
+            NodeRequest::Report(node, report) => self.with_master(now_us, |master, out| {
+                master.report(now_us, node, *report, out);
+            }),
+        }
+    }
+
+    fn open_channel(&mut self, node: usize, life: u64) -> ConnId {
+        self.next_conn += 1;
+        let conn = ConnId(self.next_conn);
+        self.channels.insert(conn, Channel { node, life, to_master_us: 0, to_node_us: 0 });
+        conn
+    }
+
+    pub(super) fn to_node(&mut self, now_us: u64, at: usize, life: u64, answer: NodeAnswer) {
+        let fraction = self.rng.random();
+        match answer {
+            NodeAnswer::Registered(node) => {
+                if self.nodes[at].life == life && node.is_some() {
+                    self.nodes[at].registered = node;
+                }
+                self.node_event(
+                    now_us,
+                    at,
+                    life,
+                    Ev::ToNode(at, life, NodeAnswer::Registered(node)),
+                    |session, out| match node {
+                        Some(node) => session.registered(now_us, node, 500, out),
+                        None => session.register_failed(now_us, RegisterFailure::Transient, fraction, out),
+                    },
+                );
+            }
+            NodeAnswer::Connected(conn) => {
+                let open = conn.is_some_and(|conn| self.channels.contains_key(&conn));
+                if self.nodes[at].life == life && self.nodes[at].stopped_until_us <= now_us && open {
+                    self.nodes[at].conn = conn;
+                }
+                let failure = if self.master.is_some() && conn.is_none() {
+                    ConnectFailure::Unknown
+                } else {
+                    ConnectFailure::Transient
+                };
+                self.node_event(
+                    now_us,
+                    at,
+                    life,
+                    Ev::ToNode(at, life, NodeAnswer::Connected(conn)),
+                    |session, out| {
+                        if open {
+                            session.connected(now_us, out)
+                        } else {
+                            session.connect_failed(now_us, failure, fraction, out)
+                        }
+                    },
+                );
+            }
+        }
+    }
+
+    fn send_to_master(&mut self, at: usize, message: Bytes) {
+        let delay = self.delay();
+        let now_us = self.agenda.now_us();
+        let node = &mut self.nodes[at];
+        if let Some(session) = node.session.as_mut() {
+            session.written(message.len());
+        }
+        let Some((conn, channel)) = node.conn.and_then(|conn| Some((conn, self.channels.get_mut(&conn)?)))
+        else {
+            return;
+        };
+        channel.to_master_us = (now_us + delay).max(channel.to_master_us).max(node.cut_until_us);
+        self.agenda.at(channel.to_master_us, Ev::AtMaster(conn, message));
+    }
+
+    pub(super) fn at_node(&mut self, now_us: u64, conn: ConnId, message: Option<Bytes>) {
+        let Some(channel) = self.channels.get(&conn) else { return };
+        let (at, life) = (channel.node, channel.life);
+        if self.nodes[at].conn != Some(conn) {
+            // The answer to the connect is still on its way; TCP keeps the order.
+            if self.nodes[at].life == life {
+                self.agenda.after(1_000, Ev::AtNode(conn, message));
+            }
+            return;
+        }
+        match message {
+            Some(message) => {
+                let again = Ev::AtNode(conn, Some(message.clone()));
+                self.node_event(now_us, at, life, again, |session, out| {
+                    session.receive(now_us, message, out)
+                });
+            }
+            None => {
+                self.node_event(now_us, at, life, Ev::AtNode(conn, None), |session, _| session.heard(now_us));
+                if self.nodes[at].stopped_until_us <= now_us {
+                    let pong_us = (now_us + self.delay()).max(self.nodes[at].cut_until_us);
+                    self.agenda.at(pong_us, Ev::PongAtMaster(conn));
+                }
+            }
+        }
+    }
+
+    pub(super) fn closed_at_node(&mut self, now_us: u64, conn: ConnId) {
+        let gone = self.channels.remove(&conn);
+        let fraction = self.rng.random();
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].conn != Some(conn) {
+                continue;
+            }
+            let life = self.nodes[at].life;
+            if self.nodes[at].stopped_until_us <= now_us {
+                self.nodes[at].conn = None;
+            } else if let Some(channel) = gone {
+                // Seen when the process goes on.
+                let seen_us = self.nodes[at].stopped_until_us;
+                self.channels.insert(conn, channel);
+                return self.agenda.at(seen_us, Ev::ClosedAtNode(conn));
+            }
+            self.node_event(now_us, at, life, Ev::ClosedAtNode(conn), |session, out| {
+                session.disconnected(now_us, fraction, out)
+            });
+            return;
+        }
+    }
+
+    fn close_by_node(&mut self, _now_us: u64, at: usize) {
+        let Some(conn) = self.nodes[at].conn else { return };
+        let (to_master_us, to_node_us) = (self.delay(), self.delay());
+        let after = self.channels.get(&conn).map_or(0, |channel| channel.to_master_us);
+        let at_us = (self.agenda.now_us() + to_master_us).max(after).max(self.nodes[at].cut_until_us);
+        self.agenda.at(at_us, Ev::ClosedAtMaster(conn));
+        self.agenda.after(to_node_us, Ev::ClosedAtNode(conn));
+    }
+
+    pub(super) fn run_ends(&mut self, now_us: u64, at: usize, life: u64, run: RunId) {
+        let node = &mut self.nodes[at];
+        if node.life != life {
+            return;
+        }
+        if node.stopped_until_us > now_us {
+            return self.agenda.at(node.stopped_until_us, Ev::RunEnds(at, life, run));
+        }
+        let Some(ended) = node.end(now_us, run) else { return };
+        self.trace(|| format!("node-{at} ends {run}"));
+        self.node_event(now_us, at, life, Ev::RunEnds(at, life, run), |session, out| {
+            session.ended(now_us, run, ended, out)
+        });
+    }
+
+    pub(super) fn report_due(&mut self, now_us: u64, at: usize, life: u64) {
+        if self.nodes[at].life != life {
+            return;
+        }
+        let stopped_us = self.nodes[at].stopped_until_us;
+        if stopped_us <= now_us
+            && let Some(node) = self.nodes[at].session.as_ref().and_then(Session::node)
+        {
+            let report = Box::new(self.nodes[at].report());
+            self.node_request(at, NodeRequest::Report(node, report));
+        }
+        let jitter = self.rng.random_range(450_000..550_000);
+        self.agenda.at((now_us + jitter).max(stopped_us), Ev::ReportDue(at, life));
+    }
+
+    fn kill_node(&mut self, now_us: u64, at: usize) {
+        self.trace(|| format!("node-{at} is killed"));
+        for (task, count) in std::mem::take(&mut self.nodes[at].begun) {
+            *self.begun_before.entry(task).or_default() += count;
+        }
+        if let Some(conn) = self.nodes[at].conn {
+            // The kernel of a dead process closes its connections, unless the network is cut.
+            let closed_us = (now_us + self.delay()).max(self.nodes[at].cut_until_us);
+            self.agenda.at(closed_us, Ev::ClosedAtMaster(conn));
+            self.channels.remove(&conn);
+        }
+        self.nodes[at].kill();
+        let replaced_us = self.rng.random_range(300_000..4_000_000);
+        self.agenda.after(replaced_us, Ev::NodeStart(at));
+    }
+
+    /// Something breaks, as the seed wants it.
+    pub(super) fn fault(&mut self, now_us: u64) {
+        let at = self.rng.random_range(0..self.nodes.len());
+        let long_us = self.rng.random_range(100_000..15_000_000);
+        match self.rng.random_range(0..10_u32) {
+            0..=2 => {
+                let master_us = self.agenda.now_us();
+                self.kill_master(master_us);
+            }
+            3..=5 if self.nodes[at].session.is_some() => self.kill_node(now_us, at),
+            6..=7 => {
+                self.trace(|| format!("node-{at} is stopped for {} ms", long_us / 1_000));
+                self.nodes[at].stopped_until_us = now_us + long_us;
+            }
+            _ => {
+                self.trace(|| format!("node-{at} is cut off for {} ms", long_us / 1_000));
+                self.nodes[at].cut_until_us = now_us + long_us;
+            }
+        }
+    }
+}
+
+/// The session token's hash of a node: any function that tells nodes apart will do here.
+fn session_hash_of(node: NodeId) -> Box<[u8; 32]> {
+    let mut hash = Box::new([0; 32]);
+    hash[..16].copy_from_slice(node.0.as_bytes());
+    hash
+}
