@@ -46,8 +46,8 @@ pub enum Effect {
     },
     /// Something changed that followers of `/v1/events` and the metrics want to know.
     Changed(Change),
-    /// Send [`crate::event::Event::Tick`] at this time (monotonic microseconds) if no earlier event
-    /// comes; replaces the one before.
+    /// Send [`crate::event::Event::Tick`] at this time (monotonic microseconds). Replaces the one before,
+    /// and stays in force until it is replaced or reached: events that come earlier do not void it.
     WakeAt {
         /// When.
         mono_us: u64,
@@ -104,6 +104,9 @@ pub enum Answer {
     Finished(Arc<Task>),
     /// The wait ended first; the task as it is, committed.
     Unfinished(Arc<Task>),
+    /// The idempotency key and body came before, as this task, which has ended and is not in memory any
+    /// more: the shell answers with what the store has (as `Accepted` or `Finished`).
+    Stored(TaskId),
     /// The task was cancelled by this call.
     Cancelled(Arc<Task>),
     /// So many tasks were cancelled by this call.
@@ -123,7 +126,9 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The bound of the queue is reached: 429.
-    #[error("the queue holds {tasks} tasks and {bytes} bytes, which is its bound; try again after {retry_after_s} s")]
+    #[error(
+        "the queue holds {tasks} tasks and {bytes} bytes, which is its bound; try again after {retry_after_s} s"
+    )]
     QueueFull {
         /// Tasks in it.
         tasks: u64,

@@ -25,7 +25,9 @@ pub struct ReplyId(pub u64);
 
 /// Who submitted: the id of the token, so that a task is seen by its submitter only.
 /// Nil when the master runs without tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct ClientId(pub u128);
 
 /// What a caller wants to be told, and when.

@@ -9,7 +9,16 @@
 //! A tour:
 //! - [`event`]: everything that can happen; [`effect`]: everything that can be asked for;
 //! - [`record`]: what is written to the store and read back after a restart;
-//! - [`core`]: the state and `step`.
+//! - [`config`]: what it is told once; [`policy`]: how a node is chosen;
+//! - [`core`](mod@core): the state and `step`.
+
+pub mod config;
+pub mod core;
 pub mod effect;
 pub mod event;
+pub mod policy;
 pub mod record;
+
+pub use config::Config;
+pub use core::{Core, TaskFilter};
+pub use policy::Policy;
