@@ -1,0 +1,190 @@
+//! The network of a cluster.
+
+use super::{ACT_SECONDS, ASK_SECONDS, DockerEngine, fault};
+use crate::engine::{EngineError, LABEL_CLUSTER, Outcome};
+use bollard::{
+    models::{Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
+    query_parameters::ListNetworksOptionsBuilder,
+};
+use fault::bounded;
+use std::{collections::HashMap, net::Ipv4Addr};
+
+/// What the network shall be, where the default will not do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkWish {
+    /// Subnet in CIDR form; Docker's choice if absent.
+    pub subnet: Option<String>,
+    /// Without a way out.
+    pub internal: bool,
+}
+
+/// What became of a network that was to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkEnd {
+    /// Removed.
+    Removed,
+    /// There was none.
+    Absent,
+    /// It was not made by us, so it stays.
+    NotOurs,
+    /// These containers are still on it, so it stays.
+    InUse(Vec<String>),
+}
+
+/// The name of a cluster's network.
+#[must_use]
+pub fn network_name(cluster: &str) -> String {
+    match cluster {
+        "default" => "balancer-net".to_owned(),
+        other => format!("balancer-net-{other}"),
+    }
+}
+
+impl DockerEngine {
+    /// The cluster's network, made if there is none; its name. One of the same name that was made by hand
+    /// is used as it is.
+    ///
+    /// # Errors
+    /// If the wanted subnet overlaps with another network (the error names that one and a free subnet), or
+    /// the daemon does not answer.
+    pub async fn ensure_network(&self, cluster: &str, wish: &NetworkWish) -> Outcome<String> {
+        let name = network_name(cluster);
+        if self.network(&name).await?.is_some() {
+            return Ok(name);
+        }
+        let subnet = |subnet: &String| Ipam {
+            config: Some(vec![IpamConfig { subnet: Some(subnet.clone()), ..IpamConfig::default() }]),
+            ..Ipam::default()
+        };
+        let request = NetworkCreateRequest {
+            name: name.clone(),
+            driver: Some("bridge".to_owned()),
+            internal: Some(wish.internal),
+            ipam: wish.subnet.as_ref().map(subnet),
+            labels: Some(HashMap::from([(LABEL_CLUSTER.to_owned(), cluster.to_owned())])),
+            ..NetworkCreateRequest::default()
+        };
+        let what = format!("creating the network {name}");
+        match bounded(&what, ACT_SECONDS, self.docker.create_network(request)).await {
+            Ok(_) => Ok(name),
+            // Somebody else made it in between.
+            Err(EngineError::NameTaken(_)) => Ok(name),
+            Err(EngineError::Failed { reason, .. }) if reason.contains("overlap") => {
+                Err(self.overlap(wish.subnet.as_deref().unwrap_or_default()).await?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the cluster's network if we made it and nobody uses it.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, or refuses.
+    pub async fn remove_network(&self, cluster: &str) -> Outcome<NetworkEnd> {
+        let name = network_name(cluster);
+        let Some(network) = self.network(&name).await? else { return Ok(NetworkEnd::Absent) };
+        let ours = network.labels.unwrap_or_default().get(LABEL_CLUSTER).is_some_and(|label| label == cluster);
+        if !ours {
+            return Ok(NetworkEnd::NotOurs);
+        }
+        let users = network.containers.unwrap_or_default().into_values().filter_map(|endpoint| endpoint.name);
+        let users: Vec<String> = users.collect();
+        if !users.is_empty() {
+            return Ok(NetworkEnd::InUse(users));
+        }
+        let what = format!("removing the network {name}");
+        bounded(&what, ACT_SECONDS, self.docker.remove_network(&name)).await?;
+        Ok(NetworkEnd::Removed)
+    }
+
+    async fn network(&self, name: &str) -> Outcome<Option<NetworkInspect>> {
+        let asked = self.docker.inspect_network(name, None);
+        let what = format!("inspecting the network {name}");
+        fault::fine_if(bounded(&what, ASK_SECONDS, asked).await.map(Some), fault::is_absent, None)
+    }
+
+    async fn overlap(&self, wanted: &str) -> Outcome<EngineError> {
+        let options = ListNetworksOptionsBuilder::new().build();
+        let networks =
+            bounded("listing networks", ASK_SECONDS, self.docker.list_networks(Some(options))).await?;
+        let used = networks.into_iter().flat_map(|network| {
+            let name = network.name.unwrap_or_default();
+            let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+            configs.into_iter().filter_map(move |config| Some((name.clone(), Subnet::parse(&config.subnet?)?)))
+        });
+        let used: Vec<(String, Subnet)> = used.collect();
+        let other = Subnet::parse(wanted)
+            .and_then(|wanted| used.iter().find(|(_, subnet)| subnet.overlaps(wanted)))
+            .map_or_else(|| "another network".to_owned(), |(name, subnet)| format!("the network {name} ({subnet})"));
+        let taken: Vec<Subnet> = used.iter().map(|(_, subnet)| *subnet).collect();
+        let free = free_subnet(&taken).map_or_else(String::new, |free| format!("; {free} is free"));
+        Ok(EngineError::Refused(format!("the subnet {wanted} overlaps with {other}{free}")))
+    }
+}
+
+/// An IPv4 subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Subnet {
+    address: u32,
+    bits: u8,
+}
+
+impl Subnet {
+    fn parse(text: &str) -> Option<Self> {
+        let (address, bits) = text.split_once('/')?;
+        let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?);
+        (bits <= 32).then(|| Self { address: u32::from(address) & mask(bits), bits })
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        let shorter = mask(self.bits.min(other.bits));
+        self.address & shorter == other.address & shorter
+    }
+}
+
+impl std::fmt::Display for Subnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.address), self.bits)
+    }
+}
+
+const fn mask(bits: u8) -> u32 {
+    if bits == 0 { 0 } else { u32::MAX << (32 - bits) }
+}
+
+/// The first of the private ranges that Docker itself uses (172.18 … 172.31, then 10.0 …) that overlaps
+/// with none of these.
+fn free_subnet(taken: &[Subnet]) -> Option<Subnet> {
+    let docker = (18..32).map(|second| Ipv4Addr::new(172, second, 0, 0));
+    let private = (0..=255).map(|second| Ipv4Addr::new(10, second, 0, 0));
+    docker
+        .chain(private)
+        .map(|address| Subnet { address: u32::from(address), bits: 16 })
+        .find(|subnet| taken.iter().all(|other| !other.overlaps(*subnet)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_overlap_when_one_holds_the_other() {
+        let subnet = |text: &str| Subnet::parse(text).unwrap();
+        assert!(subnet("172.18.0.0/16").overlaps(subnet("172.18.5.0/24")));
+        assert!(subnet("172.18.5.0/24").overlaps(subnet("172.16.0.0/12")));
+        assert!(subnet("0.0.0.0/0").overlaps(subnet("10.0.0.0/8")));
+        assert!(!subnet("172.18.0.0/16").overlaps(subnet("172.19.0.0/16")));
+        for bad in ["172.18.0.0", "172.18.0.0/33", "a/8", "fd00::/8"] {
+            assert_eq!(Subnet::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_free_subnet_overlaps_with_none_in_use() {
+        let taken: Vec<_> =
+            ["172.17.0.0/16", "172.18.0.0/15", "172.20.7.0/24"].map(|text| Subnet::parse(text).unwrap()).into();
+        assert_eq!(free_subnet(&taken).unwrap().to_string(), "172.21.0.0/16");
+        assert_eq!(free_subnet(&[Subnet::parse("0.0.0.0/0").unwrap()]), None);
+    }
+}
