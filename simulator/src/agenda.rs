@@ -60,7 +60,7 @@ impl<E> Agenda<E> {
     }
 
     /// The next event; the clock moves on to it.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn pop(&mut self) -> Option<E> {
         let Reverse(entry) = self.entries.pop()?;
         self.now_us = entry.at_us;
         Some(entry.event)
@@ -78,9 +78,9 @@ mod tests {
             agenda.at(at, name);
         }
         let order: Vec<_> =
-            std::iter::from_fn(|| agenda.next().map(|event| (agenda.now_us(), event))).collect();
+            std::iter::from_fn(|| agenda.pop().map(|event| (agenda.now_us(), event))).collect();
         assert_eq!(order, [(1, "a"), (3, "b"), (5, "c"), (5, "d")]);
         agenda.at(0, "late");
-        assert_eq!((agenda.next(), agenda.now_us()), (Some("late"), 5));
+        assert_eq!((agenda.pop(), agenda.now_us()), (Some("late"), 5));
     }
 }

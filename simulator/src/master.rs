@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use protocol::{NodeId, Timestamp, node::Report};
 use scheduler::{
-    core::{Config, Core},
+    config::Config,
+    core::Core,
     effect::{Answer, Effect, Order, WriteSeq},
     event::{Event, Now, ReplyId, RunEnded},
     record::{Op, Recovered},
@@ -66,7 +67,8 @@ impl Master {
             link_wake_us: BTreeMap::new(),
             effects: Vec::new(),
         };
-        master.event(now_us, Event::Tick, out);
+        master.core.start(time(now_us, now_us), &mut master.effects);
+        master.perform(now_us, out);
         master
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use protocol::{
-    BootId, NodeId, RunId, TaskId,
+    NodeId, RunId, TaskId,
     node::Report,
     task::{Durability, Task, TaskSpec},
 };
@@ -24,7 +24,7 @@ use scheduler::{
     event::{ClientId, Event, ReplyId, Submission, Wait},
     record::Op,
 };
-use session::node::{Bearer, ConnectFailure, Effect as NodeEffect, RegisterFailure};
+use session::node::Bearer;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How a run of the simulation is set up.
@@ -196,7 +196,7 @@ impl World {
     pub fn run(mut self) -> Result<Summary, Vec<String>> {
         let end_us = self.setup.faults_us + self.setup.peace_us;
         let mut steps = 0_u64;
-        while let Some(event) = self.agenda.next() {
+        while let Some(event) = self.agenda.pop() {
             if self.agenda.now_us() > end_us {
                 break;
             }
@@ -282,12 +282,12 @@ impl World {
             Ev::MasterStart => self.start_master(now_us),
             Ev::MasterWake(epoch) => self.wake_master(now_us, epoch),
             Ev::Durable(epoch, ops) => self.durable(now_us, epoch, ops),
-            Ev::Request(request) => self.request(now_us, request),
+            Ev::Request(request) => self.request(now_us, &request),
             Ev::Answered(number, answer) => self.answered(number, *answer),
             Ev::RequestBroke(number) => self.broke(number),
             Ev::Ask(number) => self.ask(number),
-            Ev::FromNode(at, life, request) => self.from_node(now_us, at, life, request),
-            Ev::ToNode(at, life, answer) => self.to_node(now_us, at, life, answer),
+            Ev::FromNode(at, life, request) => self.node_asks(now_us, at, life, request),
+            Ev::ToNode(at, life, answer) => self.node_is_told(now_us, at, life, &answer),
             Ev::AtMaster(conn, message) => {
                 self.with_master(now_us, |master, out| master.message(now_us, conn, message, out))
             }
@@ -410,11 +410,11 @@ impl World {
         reply
     }
 
-    fn request(&mut self, now_us: u64, request: Request) {
-        let number = match &request {
+    fn request(&mut self, now_us: u64, request: &Request) {
+        let number = match request {
             Request::Submit(number) | Request::Wait(number, _) | Request::Cancel(number, _) => *number,
         };
-        if let Request::Submit(number) = request {
+        if matches!(request, Request::Submit(_)) {
             self.remember(number);
         }
         let Some(master) = self.master.as_ref() else {
@@ -428,6 +428,7 @@ impl World {
                 Event::Submit(Box::new(self.submission(now_us, number, reply, until_us)))
             }
             Request::Wait(_, task) => {
+                let task = *task;
                 // The shell of the real master looks into the store for what the scheduler has forgotten.
                 let master_knows = self
                     .master
@@ -438,7 +439,7 @@ impl World {
                 }
                 Event::Wait { task, reply, until_us }
             }
-            Request::Cancel(_, task) => Event::Cancel { task, reply },
+            Request::Cancel(_, task) => Event::Cancel { task: *task, reply },
         };
         self.with_master(now_us, |master, out| master.event(now_us, event, out));
     }
@@ -515,6 +516,14 @@ impl World {
                 self.agenda.after(1_000_000, Ev::Ask(number));
             }
             Answer::Refused(refusal) => self.refused(number, &refusal),
+            // The shell of the real master answers with what the store has.
+            Answer::Stored(task) => match self.disk.ended(task).cloned() {
+                Some(ended) => self.acknowledge(number, &ended),
+                None => self
+                    .history
+                    .violations
+                    .push(format!("submission {number} is task {task}, which no store has")),
+            },
             Answer::CancelledCount(_) | Answer::Registered { .. } => {}
         }
     }

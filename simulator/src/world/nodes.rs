@@ -85,7 +85,7 @@ impl World {
         self.agenda.at(sent_us.max(self.nodes[at].cut_until_us), Ev::FromNode(at, life, request));
     }
 
-    pub(super) fn from_node(&mut self, now_us: u64, at: usize, life: u64, request: NodeRequest) {
+    pub(super) fn node_asks(&mut self, now_us: u64, at: usize, life: u64, request: NodeRequest) {
         let delay = self.delay();
         let back_us = (now_us + delay).max(self.nodes[at].cut_until_us);
         match request {
@@ -124,9 +124,9 @@ impl World {
         conn
     }
 
-    pub(super) fn to_node(&mut self, now_us: u64, at: usize, life: u64, answer: NodeAnswer) {
+    pub(super) fn node_is_told(&mut self, now_us: u64, at: usize, life: u64, answer: &NodeAnswer) {
         let fraction = self.rng.random();
-        match answer {
+        match *answer {
             NodeAnswer::Registered(node) => {
                 if self.nodes[at].life == life && node.is_some() {
                     self.nodes[at].registered = node;
