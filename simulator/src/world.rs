@@ -424,7 +424,7 @@ impl World {
         let until_us = master.mono_us(now_us) + 5_000_000;
         let reply = self.reply(Caller::Client(number));
         let event = match request {
-            Request::Submit(number) => {
+            Request::Submit(_) => {
                 Event::Submit(Box::new(self.submission(now_us, number, reply, until_us)))
             }
             Request::Wait(_, task) => {
