@@ -185,13 +185,16 @@ impl Transport {
 
     /// Makes the request, with retries as `session::retry` decides, and reads the whole answer.
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Answer, Error> {
-        let after_ms = millis(self.config.timeouts.request + call.wait);
-        self.attempts(&call, async |url: &Url| {
-            let request = self.request(url, &call)?.timeout(self.config.timeouts.request + call.wait);
-            let response = request.send().await.map_err(|error| Error::of_reqwest(url, &error, after_ms))?;
-            self.read(url, response, after_ms).await
-        })
-        .await
+        self.attempts(&call).await
+    }
+
+    /// One attempt at one master.
+    async fn attempt(&self, url: &Url, call: &Call<'_>) -> Result<Answer, Error> {
+        let timeout = self.config.timeouts.request + call.wait;
+        let after_ms = millis(timeout);
+        let request = self.request(url, call)?.timeout(timeout);
+        let response = request.send().await.map_err(|error| Error::of_reqwest(url, &error, after_ms))?;
+        self.read(url, response, after_ms).await
     }
 
     /// Makes a request whose body and answer are streams; returns once the head of the answer is there.
@@ -223,18 +226,14 @@ impl Transport {
         result
     }
 
-    async fn attempts<T>(
-        &self,
-        call: &Call<'_>,
-        attempt: impl AsyncFn(&Url) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    async fn attempts(&self, call: &Call<'_>) -> Result<Answer, Error> {
         let began = Instant::now();
         let policy = call.retry.unwrap_or(self.config.retry);
         let urls = u32::try_from(self.urls.len()).unwrap_or(u32::MAX);
         let mut retry = Retry::new(policy, call.repeatable, urls);
         loop {
             let index = self.current.load(Ordering::Relaxed) % self.urls.len();
-            let error = match attempt(&self.urls[index]).await {
+            let error = match self.attempt(&self.urls[index], call).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
