@@ -1,0 +1,193 @@
+//! How a running task is told to stop, and how it notices.
+//!
+//! A task stops for one of three reasons. The flag is checked by built-in kinds as they compute, so it costs
+//! one relaxed load; whoever waits instead of computing is woken.
+
+use rustix::{event::EventfdFlags, fd::OwnedFd};
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+/// Why a task stops before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The master said so.
+    Cancelled,
+    /// It ran longer than `timeout_ms`.
+    Timeout,
+    /// `deadline_ms` passed.
+    Deadline,
+}
+
+impl Stop {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Cancelled => 1,
+            Self::Timeout => 2,
+            Self::Deadline => 3,
+        }
+    }
+
+    const fn of(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Cancelled),
+            2 => Some(Self::Timeout),
+            3 => Some(Self::Deadline),
+            _ => None,
+        }
+    }
+}
+
+/// The stop signal and the time limits of one attempt.
+#[derive(Debug)]
+pub struct Cancel {
+    /// 0 while it may run, else the code of the first [`Stop`]; it never changes again.
+    state: AtomicU8,
+    limit: Option<(Instant, Stop)>,
+    sleeper: OnceLock<Thread>,
+    wake: OnceLock<OwnedFd>,
+}
+
+impl Cancel {
+    /// An attempt that starts now, may run for `timeout` and must end within `deadline`.
+    #[must_use]
+    pub fn new(now: Instant, timeout: Option<Duration>, deadline: Option<Duration>) -> Self {
+        let at = |after: Option<Duration>, stop| Some((now.checked_add(after?)?, stop));
+        let limit = match (at(timeout, Stop::Timeout), at(deadline, Stop::Deadline)) {
+            (Some(timeout), Some(deadline)) if deadline.0 < timeout.0 => Some(deadline),
+            (Some(timeout), _) => Some(timeout),
+            (None, deadline) => deadline,
+        };
+        Self { state: AtomicU8::new(0), limit, sleeper: OnceLock::new(), wake: OnceLock::new() }
+    }
+
+    /// An attempt without limits.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::new(Instant::now(), None, None)
+    }
+
+    /// Tells the task to stop; only the first reason counts.
+    pub fn stop(&self, why: Stop) {
+        let first = self.state.compare_exchange(0, why.code(), Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if !first {
+            return;
+        }
+        if let Some(thread) = self.sleeper.get() {
+            thread.unpark();
+        }
+        if let Some(fd) = self.wake.get() {
+            // The counter of a fresh eventfd cannot be full, and a waiter also looks at the flag.
+            let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Why to stop, if there is a reason: the flag only.
+    #[must_use]
+    pub fn flagged(&self) -> Option<Stop> {
+        Stop::of(self.state.load(Ordering::Relaxed))
+    }
+
+    /// Why to stop, if there is a reason: the flag and the clock.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stop> {
+        if let Some(stop) = self.flagged() {
+            return Some(stop);
+        }
+        let (at, why) = self.limit?;
+        if Instant::now() < at {
+            return None;
+        }
+        self.stop(why);
+        self.flagged()
+    }
+
+    /// Ok while the task may go on.
+    ///
+    /// # Errors
+    /// Why it must stop.
+    pub fn check(&self) -> Result<(), Stop> {
+        self.stopped().map_or(Ok(()), Err)
+    }
+
+    /// Time until the limit; `None` without one.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.limit.map(|(at, _)| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Sleeps on this thread until `until` or a reason to stop.
+    ///
+    /// # Errors
+    /// Why it must stop.
+    pub fn sleep_until(&self, until: Instant) -> Result<(), Stop> {
+        // Set before the flag is looked at, so that a stop in between leaves a token for the park below.
+        let _ = self.sleeper.set(std::thread::current());
+        loop {
+            self.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::park_timeout(self.remaining().map_or(left, |limit| limit.min(left)));
+        }
+    }
+
+    /// A file descriptor that becomes readable when [`Self::stop`] is called; look at the flag after
+    /// taking it.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
+    pub fn wake_fd(&self) -> std::io::Result<&OwnedFd> {
+        if self.wake.get().is_none() {
+            let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let _ = self.wake.set(fd);
+        }
+        self.wake.get().ok_or_else(|| std::io::Error::other("eventfd was not kept"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_first_reason_counts() {
+        let cancel = Cancel::unlimited();
+        assert_eq!(cancel.check(), Ok(()));
+        cancel.stop(Stop::Deadline);
+        cancel.stop(Stop::Cancelled);
+        assert_eq!(cancel.check(), Err(Stop::Deadline));
+    }
+
+    #[test]
+    fn the_nearer_limit_counts() {
+        let (short, long) = (Some(Duration::ZERO), Some(Duration::from_secs(3_600)));
+        let stop = |timeout, deadline| Cancel::new(Instant::now(), timeout, deadline).stopped();
+        assert_eq!(stop(short, long), Some(Stop::Timeout));
+        assert_eq!(stop(long, short), Some(Stop::Deadline));
+        assert_eq!(stop(short, None), Some(Stop::Timeout));
+        assert_eq!(stop(None, short), Some(Stop::Deadline));
+        assert_eq!(stop(long, long), None);
+        assert_eq!(stop(None, Some(Duration::from_millis(u64::MAX))), None);
+    }
+
+    #[test]
+    fn a_sleeper_is_woken() {
+        let cancel = Arc::new(Cancel::unlimited());
+        let sleeper = {
+            let cancel = Arc::clone(&cancel);
+            std::thread::spawn(move || cancel.sleep_until(Instant::now() + Duration::from_secs(3_600)))
+        };
+        std::thread::sleep(Duration::from_millis(20));
+        cancel.stop(Stop::Cancelled);
+        assert_eq!(sleeper.join().unwrap(), Err(Stop::Cancelled));
+    }
+}

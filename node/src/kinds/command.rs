@@ -1,0 +1,507 @@
+//! Programs: the kind `run`, and own kinds.
+//!
+//! A program runs in a process group of its own and in a private directory, with an environment of a few
+//! variables. Its output never stops being read, so it never blocks on us, and only a bounded part is kept.
+//! When it ends, or has to, everything that it started is killed and its directory is removed.
+
+use super::{
+    Failure,
+    capture::{Capture, text_from_cut},
+    child::{self, Exit, Leader},
+    strays,
+};
+use crate::{
+    cancel::{Cancel, Stop},
+    cpu::{OomCounter, Tasks},
+    kinds_file::OwnKind,
+};
+use protocol::{
+    TaskId,
+    kinds::run_input,
+    task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use serde_json::value::RawValue;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicI32, Ordering},
+    time::{Duration, Instant},
+};
+
+/// The one variable of ours that a program sees.
+pub const TASK_ID_VARIABLE: &str = "EVENKEEL_TASK_ID";
+/// Bytes of standard output kept for `run`: the last ones.
+pub const RUN_STDOUT_BYTES: usize = 512 * 1024;
+/// Bytes of standard error kept: the last ones.
+const STDERR_BYTES: usize = 3 * 1024;
+/// How long a killed program may take to be gone; the slot is freed after that all the same.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// After a program has ended at most this much is still read of what it printed: more than a pipe holds.
+const REST_BYTES: usize = 4 * 1024 * 1024;
+/// How often to look for the end of the child where the kernel has no pidfd (before 5.3).
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a shell says of a program that it cannot find or may not run.
+const EXIT_NOT_FOUND: i32 = 127;
+const EXIT_NOT_ALLOWED: i32 = 126;
+/// Exit code of a shell whose child was killed with signal 9.
+const EXIT_CHILD_KILLED: i32 = 128 + 9;
+
+/// What every command of a node shares.
+#[derive(Debug)]
+pub struct Commands {
+    /// Where private work directories are made.
+    work_root: PathBuf,
+    oom: OomCounter,
+    tasks: Tasks,
+}
+
+/// What a command runs as.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Process id of the running program; 0 while there is none.
+    pid: AtomicI32,
+}
+
+impl Progress {
+    /// Process id of the running program, if there is one.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        Some(self.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
+    }
+}
+
+/// What to run.
+struct Program<'a> {
+    argv: Vec<&'a str>,
+    env: &'a BTreeMap<String, String>,
+    stdin: &'a [u8],
+    stdout: Capture,
+}
+
+/// How it went.
+struct Finished {
+    exit: Option<Exit>,
+    stop: Option<Stop>,
+    out_of_memory: bool,
+    stdout: (Vec<u8>, bool),
+    stderr: String,
+    cpu: Duration,
+}
+
+/// The end of an attempt, and its CPU time.
+pub type Ended = (Result<String, Failure>, Duration);
+
+impl Commands {
+    /// Commands whose work directories are made below `work_root`, and which are told to `tasks`.
+    #[must_use]
+    pub const fn new(work_root: PathBuf, oom: OomCounter, tasks: Tasks) -> Self {
+        Self { work_root, oom, tasks }
+    }
+
+    /// The kind `run`. The result is `{"exit_code","stdout","truncated"}`, also of a program that failed.
+    #[must_use]
+    pub fn run(&self, task: TaskId, input: &RawValue, cancel: &Cancel, progress: &Progress) -> Ended {
+        let input = match run_input(input) {
+            Ok(input) => input,
+            Err(error) => return (Err(error.into()), Duration::ZERO),
+        };
+        let program = Program {
+            argv: input.argv.iter().map(String::as_str).collect(),
+            env: &input.env,
+            stdin: input.stdin.as_deref().unwrap_or_default().as_bytes(),
+            stdout: Capture::end(RUN_STDOUT_BYTES),
+        };
+        match self.execute(task, program, cancel, progress) {
+            Ok(finished) => (run_outcome(&finished), finished.cpu),
+            Err(error) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
+        }
+    }
+
+    /// A kind of `kinds.toml`: the input goes to standard input, the result comes from standard output.
+    #[must_use]
+    pub fn own(
+        &self,
+        kind: &OwnKind,
+        task: TaskId,
+        input: &RawValue,
+        cancel: &Cancel,
+        progress: &Progress,
+    ) -> Ended {
+        let program = Program {
+            argv: kind.command.iter().map(String::as_str).collect(),
+            env: &kind.env,
+            stdin: input.get().as_bytes(),
+            stdout: Capture::beginning(MAX_RESULT_BYTES + 1),
+        };
+        match self.execute(task, program, cancel, progress) {
+            Ok(finished) => (own_outcome(&finished), finished.cpu),
+            Err(error) => {
+                let message = format!("cannot start {:?} of kind {}: {error}", kind.command[0], kind.name);
+                (Err(Failure::task_error(message)), Duration::ZERO)
+            }
+        }
+    }
+
+    fn execute(
+        &self,
+        task: TaskId,
+        program: Program<'_>,
+        cancel: &Cancel,
+        progress: &Progress,
+    ) -> io::Result<Finished> {
+        let directory = WorkDirectory::new(&self.work_root)?;
+        let mut command = Command::new(program.argv[0]);
+        command
+            .args(&program.argv[1..])
+            .current_dir(&directory.path)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
+            .env("HOME", &directory.path)
+            .env("TMPDIR", &directory.path)
+            .envs(program.env)
+            .env(TASK_ID_VARIABLE, task.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let kills_before = self.oom.kills();
+        let (leader, mut child) = child::start(&mut command)?;
+        progress.pid.store(leader.pid, Ordering::Relaxed);
+        let counted = self.tasks.begin_command(child.id());
+        let mut pipes = Pipes {
+            stdin: child.stdin.take(),
+            input: program.stdin,
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+            kept_stdout: program.stdout,
+            kept_stderr: Capture::end(STDERR_BYTES),
+            buffer: vec![0; 64 * 1024],
+        };
+        let stop = pipes.until_end(&leader, cancel);
+        if stop.is_some() {
+            strays::kill_group(leader.pid);
+            strays::kill(leader.pid);
+        }
+        let (exit, stray_cpu) = clear_away(&leader, task);
+        progress.pid.store(0, Ordering::Relaxed);
+        drop(counted);
+        drop(leader);
+        pipes.take_the_rest();
+        let killed = exit.is_some_and(|exit| {
+            exit.signal() == Some(rustix::process::Signal::KILL.as_raw())
+                || exit.code() == Some(EXIT_CHILD_KILLED)
+        });
+        let (stderr, cut) = pipes.kept_stderr.into_bytes();
+        Ok(Finished {
+            exit,
+            stop,
+            out_of_memory: stop.is_none() && killed && self.oom.kills() > kills_before,
+            stdout: pipes.kept_stdout.into_bytes(),
+            stderr: text_from_cut(&stderr, cut).trim().to_owned(),
+            cpu: exit.map_or(Duration::ZERO, |exit| exit.cpu) + stray_cpu,
+        })
+    }
+}
+
+/// Kills what is left of a group whose leader has ended or been killed, takes the leader's exit status and
+/// kills what had left the group. `None` if the leader cannot die now (it hangs in the kernel): then
+/// [`strays::sweep`] takes it over.
+fn clear_away(leader: &Leader, task: TaskId) -> (Option<Exit>, Duration) {
+    let give_up = Instant::now() + GONE_WITHIN;
+    let exit = loop {
+        if ended(leader.pid) {
+            // Before its number is free for others.
+            strays::kill_group(leader.pid);
+            break child::reap(leader.pid);
+        }
+        if Instant::now() >= give_up {
+            tracing::warn!(%task, pid = leader.pid, "a killed command does not end; its slot is freed");
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    (exit, strays::kill_all_of(leader.pid, task))
+}
+
+/// Whether a child has ended; its exit status stays to be taken.
+fn ended(pid: i32) -> bool {
+    strays::Process::read(pid).is_none_or(|process| process.zombie)
+}
+
+/// The three pipes to a program, our ends.
+struct Pipes<'a> {
+    stdin: Option<ChildStdin>,
+    /// What is still to be written.
+    input: &'a [u8],
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    kept_stdout: Capture,
+    kept_stderr: Capture,
+    buffer: Vec<u8>,
+}
+
+impl Pipes<'_> {
+    /// Feeds and reads the program until it has ended (`None`) or has to be stopped.
+    fn until_end(&mut self, leader: &Leader, cancel: &Cancel) -> Option<Stop> {
+        self.make_nonblocking();
+        let pidfd: Option<OwnedFd> =
+            Pid::from_raw(leader.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let wake = cancel.wake_fd().ok();
+        loop {
+            if let Some(stop) = cancel.stopped() {
+                return Some(stop);
+            }
+            let mut wait = cancel.remaining();
+            if pidfd.is_none() || wake.is_none() {
+                if ended(leader.pid) {
+                    return None;
+                }
+                wait = Some(wait.map_or(LOOK_EVERY, |wait| wait.min(LOOK_EVERY)));
+            }
+            let ready = self.poll(pidfd.as_ref().map(AsFd::as_fd), wake.map(AsFd::as_fd), wait);
+            if ready.ended {
+                return None;
+            }
+            if ready.stdin {
+                self.feed();
+            }
+            if ready.stdout && !read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
+                self.stdout = None;
+            }
+            if ready.stderr && !read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
+                self.stderr = None;
+            }
+        }
+    }
+
+    fn make_nonblocking(&mut self) {
+        let set = |fd: BorrowedFd<'_>| rustix::io::ioctl_fionbio(fd, true);
+        let fds = [
+            self.stdin.as_ref().map(AsFd::as_fd),
+            self.stdout.as_ref().map(AsFd::as_fd),
+            self.stderr.as_ref().map(AsFd::as_fd),
+        ];
+        for fd in fds.into_iter().flatten() {
+            // It cannot fail on a pipe.
+            let _ = set(fd);
+        }
+        if self.input.is_empty() {
+            self.stdin = None;
+        }
+    }
+
+    fn poll(
+        &self,
+        pidfd: Option<BorrowedFd<'_>>,
+        wake: Option<BorrowedFd<'_>>,
+        wait: Option<Duration>,
+    ) -> Ready {
+        let sources = [
+            (pidfd, PollFlags::IN),
+            (wake, PollFlags::IN),
+            (self.stdin.as_ref().map(AsFd::as_fd), PollFlags::OUT),
+            (self.stdout.as_ref().map(AsFd::as_fd), PollFlags::IN),
+            (self.stderr.as_ref().map(AsFd::as_fd), PollFlags::IN),
+        ];
+        let (mut at, mut fds) = (Vec::with_capacity(5), Vec::with_capacity(5));
+        for (index, (fd, flags)) in sources.into_iter().enumerate() {
+            if let Some(fd) = fd {
+                at.push(index);
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            }
+        }
+        // Rounded up, so that a limit has passed when poll returns; a limit in the far future is no limit.
+        let wait = wait.map(|wait| wait + Duration::from_micros(500)).and_then(|wait| wait.try_into().ok());
+        let mut ready = [false; 5];
+        // An interrupted poll is one in which nothing is ready.
+        if poll(&mut fds, wait.as_ref()).is_ok() {
+            for (index, fd) in at.into_iter().zip(&fds) {
+                ready[index] = !fd.revents().is_empty();
+            }
+        }
+        let [ended, _, stdin, stdout, stderr] = ready;
+        Ready { ended, stdin, stdout, stderr }
+    }
+
+    /// Writes what the program takes now; a program that reads no more is no error.
+    fn feed(&mut self) {
+        let Some(stdin) = &self.stdin else { return };
+        match rustix::io::write(stdin, self.input) {
+            Ok(written) => self.input = &self.input[written..],
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(_) => self.input = &[],
+        }
+        if self.input.is_empty() {
+            self.stdin = None;
+        }
+    }
+
+    /// Takes what the program had printed before it ended. Never waits: a process that got away may still
+    /// hold the other end.
+    fn take_the_rest(&mut self) {
+        let mut left = REST_BYTES / self.buffer.len();
+        while left > 0 && read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
+            left -= 1;
+        }
+        let mut left = REST_BYTES / self.buffer.len();
+        while left > 0 && read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
+            left -= 1;
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ready {
+    ended: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+}
+
+/// Reads once; false if there is nothing now, or never will be.
+fn read_some(from: Option<&impl AsFd>, buffer: &mut [u8], to: &mut Capture) -> bool {
+    match from.map(|from| rustix::io::read(from, &mut *buffer)) {
+        Some(Ok(read @ 1..)) => {
+            to.push(&buffer[..read]);
+            true
+        }
+        Some(Err(rustix::io::Errno::INTR)) => true,
+        _ => false,
+    }
+}
+
+/// A private directory, removed when dropped.
+struct WorkDirectory {
+    path: PathBuf,
+}
+
+impl WorkDirectory {
+    fn new(root: &Path) -> io::Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("evenkeel-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(root)
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("no work directory in {}: {error}", root.display()))
+            })?;
+        Ok(Self { path: directory.keep() })
+    }
+}
+
+impl Drop for WorkDirectory {
+    fn drop(&mut self) {
+        if fs::remove_dir_all(&self.path).is_ok() {
+            return;
+        }
+        // The program may have taken away its own right to look into a directory.
+        open_up(&self.path);
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a work directory is left behind");
+        }
+    }
+}
+
+/// Gives us all rights on a directory and those below it; symbolic links are not followed.
+fn open_up(directory: &Path) {
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o700));
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        waiting.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+    }
+}
+
+/// Why a program that ended did not succeed; `None` if it did.
+fn failure_of(finished: &Finished) -> Option<TaskError> {
+    let message = match (finished.out_of_memory, finished.exit) {
+        (true, _) => {
+            let message = "the kernel killed the program for its memory: give the task more memory_bytes, \
+                           or the node a higher limit";
+            return Some(TaskError { code: ErrorCode::OutOfMemory, message: message.to_owned() });
+        }
+        (_, None) => "the program hangs in the kernel and cannot be killed".to_owned(),
+        (_, Some(exit)) => match (exit.code(), exit.signal()) {
+            (Some(0), _) => return None,
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => format!("{}", exit.status),
+        },
+    };
+    let message =
+        if finished.stderr.is_empty() { message } else { format!("{message}: {}", finished.stderr) };
+    Some(TaskError { code: ErrorCode::TaskError, message })
+}
+
+#[derive(serde::Serialize)]
+struct RunOutput<'a> {
+    exit_code: Option<i32>,
+    stdout: &'a str,
+    truncated: bool,
+}
+
+/// The result of `run` as JSON; the output is cut further where escapes would make it too long.
+fn run_output(exit_code: Option<i32>, stdout: &str, truncated: bool) -> String {
+    let (mut stdout, mut truncated) = (stdout, truncated);
+    loop {
+        // Plain strings and numbers always serialise.
+        let json = serde_json::to_string(&RunOutput { exit_code, stdout, truncated }).unwrap_or_default();
+        if json.len() <= MAX_RESULT_BYTES {
+            return json;
+        }
+        let middle = (stdout.len() / 2..stdout.len()).find(|&at| stdout.is_char_boundary(at));
+        stdout = &stdout[middle.unwrap_or(stdout.len())..];
+        truncated = true;
+    }
+}
+
+fn run_outcome(finished: &Finished) -> Result<String, Failure> {
+    if let Some(stop) = finished.stop {
+        return Err(stop.into());
+    }
+    let (bytes, truncated) = &finished.stdout;
+    // As a shell does it: 128 + the signal.
+    let code = finished.exit.and_then(|exit| exit.code().or_else(|| Some(128 + exit.signal()?)));
+    let result = run_output(code, &text_from_cut(bytes, *truncated), *truncated);
+    match failure_of(finished) {
+        None => Ok(result),
+        Some(error) => Err(Failure::Failed { error, result: Some(result) }),
+    }
+}
+
+fn own_outcome(finished: &Finished) -> Result<String, Failure> {
+    if let Some(stop) = finished.stop {
+        return Err(stop.into());
+    }
+    if let Some(error) = failure_of(finished) {
+        return Err(Failure::Failed { error, result: None });
+    }
+    let (bytes, truncated) = &finished.stdout;
+    if *truncated || bytes.len() > MAX_RESULT_BYTES {
+        return Err(super::too_large(bytes.len()));
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let trimmed = text.trim();
+    if trimmed.is_empty() {
+        return Ok("null".to_owned());
+    }
+    if serde_json::from_str::<&RawValue>(trimmed).is_ok() {
+        return Ok(trimmed.to_owned());
+    }
+    serde_json::to_string(text.as_ref()).map_err(|error| Failure::task_error(error.to_string()))
+}
+
+/// A program that could not be started, told as a shell tells it.
+fn not_started(program: &str, error: &io::Error) -> Failure {
+    let code = if error.kind() == io::ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_ALLOWED };
+    let error =
+        TaskError { code: ErrorCode::TaskError, message: format!("cannot start {program:?}: {error}") };
+    Failure::Failed { error, result: Some(run_output(Some(code), "", false)) }
+}

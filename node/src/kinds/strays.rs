@@ -1,0 +1,184 @@
+//! Processes that a command leaves behind.
+//!
+//! Killing a process group misses what has left the group (`setsid`). The node is a *subreaper*
+//! (`PR_SET_CHILD_SUBREAPER`, prctl(2)), and process 1 of a container is one by birth: orphans of its
+//! commands become its own children, where they are found. Whose orphan it is shows its session, its
+//! group or its `EVENKEEL_TASK_ID`; one that hides all three is killed once it is older than every
+//! command that still runs. What came into the container another way (`docker exec`) does not have our
+//! nice value and is left alone, but for being reaped.
+
+use super::child::{self, leaders};
+use protocol::TaskId;
+use rustix::process::{Pid, Signal};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+/// How long the killing of one command's strays may take; what is left then is found by [`sweep`].
+const KILL_WITHIN: Duration = Duration::from_secs(2);
+/// Most processes of one tree that are looked at.
+const MAX_TREE: usize = 10_000;
+/// Nice value of everything that runs for a task.
+pub const TASK_NICE: i32 = 10;
+
+/// Makes this process the one that orphans of its descendants are given to. Children that it does not
+/// wait for itself are killed and reaped from then on by [`sweep`].
+///
+/// # Errors
+/// If the kernel does not know how (before 3.4).
+pub fn become_subreaper() -> std::io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// What `/proc/<pid>/stat` says of a process, see proc_pid_stat(5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) zombie: bool,
+    pub(super) group: i32,
+    pub(super) session: i32,
+    pub(super) nice: i32,
+    pub(super) started_ticks: u64,
+}
+
+impl Process {
+    /// `None` if it is gone.
+    pub(super) fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name stands in brackets and may hold anything, so what follows is read from the last bracket on.
+    fn parse(stat: &str) -> Option<Self> {
+        let (pid, rest) = stat.split_once(' ')?;
+        let fields: Vec<&str> = rest.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        // Field numbers of the manual page, less 3: the state is field 3.
+        let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
+        let small = |field: usize| i32::try_from(number(field)?).ok();
+        Some(Self {
+            pid: pid.parse().ok()?,
+            zombie: matches!(*fields.first()?, "Z" | "X"),
+            group: small(5)?,
+            session: small(6)?,
+            nice: small(19)?,
+            started_ticks: fields.get(22 - 3)?.parse().ok()?,
+        })
+    }
+
+    /// Whether it belongs to the task whose command has this process id.
+    fn is_of(&self, leader: i32, task: TaskId) -> bool {
+        self.group == leader || self.session == leader || has_task_id(self.pid, task)
+    }
+}
+
+fn has_task_id(pid: i32, task: TaskId) -> bool {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
+    let wanted = format!("{}={task}", super::command::TASK_ID_VARIABLE);
+    environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
+}
+
+/// Children of a process, all its threads' together.
+fn children(pid: &str) -> Vec<i32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut children = Vec::new();
+    for thread in threads.flatten() {
+        // A thread may have ended meanwhile.
+        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    children
+}
+
+/// The process and everything below it, itself first.
+pub(super) fn tree(root: i32) -> Vec<i32> {
+    let mut all = vec![root];
+    let mut next = 0;
+    while next < all.len() && all.len() < MAX_TREE {
+        all.extend(children(&all[next].to_string()));
+        next += 1;
+    }
+    all
+}
+
+pub(super) fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It may have ended meanwhile.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Kills a process group. Its leader must not have been reaped yet, or the number may be another's.
+pub(super) fn kill_group(leader: i32) {
+    if let Some(pid) = Pid::from_raw(leader) {
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+}
+
+/// Our children that no slot waits for.
+fn orphans() -> Vec<Process> {
+    let children = children("self");
+    let known = leaders();
+    children.into_iter().filter(|pid| !known.contains_key(pid)).filter_map(Process::read).collect()
+}
+
+/// Kills what is left of a command that has ended, wherever it hides; says what CPU time it had used.
+pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
+    let give_up = Instant::now() + KILL_WITHIN;
+    let mut cpu = Duration::ZERO;
+    loop {
+        let mine: Vec<_> = orphans().into_iter().filter(|orphan| orphan.is_of(leader, task)).collect();
+        if mine.is_empty() {
+            return cpu;
+        }
+        for orphan in mine {
+            for pid in tree(orphan.pid) {
+                kill(pid);
+            }
+            cpu += child::reap(orphan.pid).map_or(Duration::ZERO, |exit| exit.cpu);
+        }
+        if Instant::now() >= give_up {
+            tracing::warn!(%task, "processes of a command do not die; they are looked for again every second");
+            return cpu;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reaps orphans that have ended, and kills those that no running command can have started.
+pub fn sweep() {
+    let oldest_command = leaders().values().min().copied().unwrap_or(u64::MAX);
+    for orphan in orphans() {
+        if orphan.zombie {
+            child::reap(orphan.pid);
+        } else if orphan.nice >= TASK_NICE && orphan.started_ticks < oldest_command {
+            tracing::debug!(pid = orphan.pid, "killing a process that a command left behind");
+            for pid in tree(orphan.pid) {
+                kill(pid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let stat = "42 (a) R (b) ) Z 7 40 41 0 -1 0 0 0 0 0 1 2 3 4 30 10 1 0 12345 1000 77 184 0";
+        let expected =
+            Process { pid: 42, zombie: true, group: 40, session: 41, nice: 10, started_ticks: 12345 };
+        assert_eq!(Process::parse(stat), Some(expected));
+        assert_eq!(Process::parse("42 (a"), None);
+        assert_eq!(Process::parse(""), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let process = Process::read(pid).unwrap();
+        assert!(!process.zombie && process.pid == pid && process.started_ticks > 0);
+        assert_eq!(tree(pid)[0], pid);
+    }
+}

@@ -1,0 +1,296 @@
+//! Slots: threads that run tasks.
+//!
+//! The session decides how many tasks run at once; here each gets a thread at nice 10, so that the agent's
+//! own threads, at nice 0, still report in time from a busy node. Threads are kept for the next task while
+//! there is one, and end after a time without.
+
+use crate::{
+    cancel::{Cancel, Stop},
+    cpu::{OomCounter, Tasks},
+    kinds::{
+        Failure,
+        command::{Commands, Progress},
+        run_built_in,
+        strays::TASK_NICE,
+        too_large,
+    },
+    kinds_file::OwnKind,
+    thread_clock::thread_cpu,
+};
+use bytes::Bytes;
+use protocol::{
+    RunId, TaskId,
+    node::RunningTask,
+    task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
+    work::{Outcome, Run},
+};
+use serde_json::value::RawValue;
+use session::node::Ended;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+/// Stack of a slot's thread: nothing on it recurses deeper than `fib` (60 small frames), and only what is
+/// touched takes memory.
+const STACK_BYTES: usize = 256 * 1024;
+/// A thread without work ends after this.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The work that a node can do.
+#[derive(Debug)]
+pub(crate) struct Abilities {
+    /// Own kinds by name.
+    pub(crate) own: BTreeMap<String, OwnKind>,
+    /// Whether `run` is allowed.
+    pub(crate) allow_commands: bool,
+    /// Where private work directories are made.
+    pub(crate) work_root: PathBuf,
+}
+
+/// Why a run is over.
+#[derive(Debug)]
+pub(crate) enum Over {
+    /// It ended.
+    Ended(Ended),
+    /// It could not be run here, for this reason.
+    GaveBack(String),
+}
+
+/// Told when a run is over, on the slot's thread.
+pub(crate) type OnOver = Arc<dyn Fn(RunId, Over) + Send + Sync>;
+
+/// One attempt on a slot.
+#[derive(Debug)]
+struct Attempt {
+    run: RunId,
+    task: TaskId,
+    cancel: Cancel,
+    progress: Progress,
+}
+
+struct Job {
+    attempt: Arc<Attempt>,
+    kind: String,
+    input: Bytes,
+}
+
+/// What the threads share.
+struct Shared {
+    abilities: Abilities,
+    commands: Commands,
+    tasks: Tasks,
+    on_over: OnOver,
+    /// Runs that were started and are not over.
+    busy: AtomicUsize,
+    /// Threads that wait for work; the last to have come is the first to get some.
+    idle: Mutex<Vec<(u64, SyncSender<Job>)>>,
+}
+
+/// The slots of a node. When dropped, everything that runs is told to stop.
+pub(crate) struct Slots {
+    shared: Arc<Shared>,
+    attempts: BTreeMap<RunId, Arc<Attempt>>,
+    threads: u64,
+}
+
+impl Slots {
+    /// Slots that can do this work, tell `tasks` what runs, and call `on_over` for every run that was
+    /// started.
+    #[must_use]
+    pub(crate) fn new(abilities: Abilities, tasks: Tasks, oom: OomCounter, on_over: OnOver) -> Self {
+        let commands = Commands::new(abilities.work_root.clone(), oom, tasks.clone());
+        let busy = AtomicUsize::new(0);
+        let shared = Shared { abilities, commands, tasks, on_over, busy, idle: Mutex::default() };
+        Self { shared: Arc::new(shared), attempts: BTreeMap::new(), threads: 0 }
+    }
+
+    /// Starts a run; its limits count from now on.
+    pub(crate) fn start(&mut self, run: Run, input: Bytes) {
+        let own_timeout_ms = self.shared.abilities.own.get(&run.kind).and_then(|kind| kind.timeout_ms);
+        let timeout_ms = run.timeout_ms.into_iter().chain(own_timeout_ms).min();
+        let cancel = Cancel::new(
+            Instant::now(),
+            timeout_ms.map(Duration::from_millis),
+            run.deadline_in_ms.map(Duration::from_millis),
+        );
+        let progress = Progress::default();
+        let attempt = Arc::new(Attempt { run: run.run, task: run.task, cancel, progress });
+        self.attempts.insert(run.run, Arc::clone(&attempt));
+        self.shared.busy.fetch_add(1, Ordering::SeqCst);
+        let mut job = Job { attempt, kind: run.kind, input };
+        while let Some((_, thread)) = self.shared.idle().pop() {
+            match thread.send(job) {
+                Ok(()) => return,
+                Err(back) => job = back.0,
+            }
+        }
+        self.start_thread(job);
+    }
+
+    fn start_thread(&mut self, job: Job) {
+        self.threads += 1;
+        let (shared, id, run) = (Arc::clone(&self.shared), self.threads, job.attempt.run);
+        let thread = std::thread::Builder::new().name("slot".to_owned()).stack_size(STACK_BYTES);
+        if let Err(error) = thread.spawn(move || work(&shared, id, job)) {
+            self.shared.busy.fetch_sub(1, Ordering::SeqCst);
+            (self.shared.on_over)(run, Over::GaveBack(format!("cannot start a thread: {error}")));
+        }
+    }
+
+    /// Tells a run to stop; one that is not known is ignored.
+    pub(crate) fn cancel(&self, run: RunId) {
+        if let Some(attempt) = self.attempts.get(&run) {
+            attempt.cancel.stop(Stop::Cancelled);
+        }
+    }
+
+    /// Forgets a run that is over.
+    pub(crate) fn over(&mut self, run: RunId) {
+        self.attempts.remove(&run);
+    }
+
+    /// Whether anything still runs, also what was told to stop.
+    #[must_use]
+    pub(crate) fn any_busy(&self) -> bool {
+        self.shared.busy.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether this node may start programs, so that there can be strays to look for.
+    #[must_use]
+    pub(crate) fn runs_programs(&self) -> bool {
+        self.shared.abilities.allow_commands || !self.shared.abilities.own.is_empty()
+    }
+
+    /// What is running, with the memory of its processes by process group.
+    #[must_use]
+    pub(crate) fn running(&self, group_rss_bytes: &BTreeMap<u32, u64>) -> Vec<RunningTask> {
+        let rss_bytes = |attempt: &Attempt| {
+            let group = attempt.progress.pid().and_then(|pid| u32::try_from(pid).ok());
+            group.and_then(|group| group_rss_bytes.get(&group).copied()).unwrap_or(0)
+        };
+        let each = |attempt: &Arc<Attempt>| RunningTask { task: attempt.task, rss_bytes: rss_bytes(attempt) };
+        self.attempts.values().map(each).collect()
+    }
+
+    /// Tells everything to stop.
+    pub(crate) fn cancel_all(&self) {
+        for attempt in self.attempts.values() {
+            attempt.cancel.stop(Stop::Cancelled);
+        }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.cancel_all();
+    }
+}
+
+impl Shared {
+    /// A panic of another holder cannot have left the list half changed.
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(u64, SyncSender<Job>)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The life of a slot's thread.
+fn work(shared: &Shared, id: u64, first: Job) {
+    if let Err(error) = rustix::process::setpriority_process(None, TASK_NICE) {
+        tracing::warn!(%error, "a slot's thread runs at the agent's priority");
+    }
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let run = job.attempt.run;
+        let over = execute(shared, &job);
+        drop(job);
+        // Idle before it is told, so that the task that follows finds this thread.
+        let (sender, jobs) = sync_channel(1);
+        shared.idle().push((id, sender));
+        shared.busy.fetch_sub(1, Ordering::SeqCst);
+        (shared.on_over)(run, over);
+        next = wait(shared, id, &jobs);
+    }
+}
+
+/// The next job; `None` if none came for a while, or none can come any more.
+fn wait(shared: &Shared, id: u64, jobs: &Receiver<Job>) -> Option<Job> {
+    match jobs.recv_timeout(IDLE) {
+        Ok(job) => return Some(job),
+        Err(RecvTimeoutError::Disconnected) => return None,
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    let mut idle = shared.idle();
+    let Some(at) = idle.iter().position(|(thread, _)| *thread == id) else {
+        drop(idle);
+        // Taken off the list just now: the job is on its way.
+        return jobs.recv().ok();
+    };
+    idle.remove(at);
+    None
+}
+
+fn execute(shared: &Shared, job: &Job) -> Over {
+    let (start, cpu_start) = (Instant::now(), thread_cpu());
+    let Ok(input) = serde_json::from_slice::<&RawValue>(&job.input) else {
+        let error = Failure::new(ErrorCode::BadInput, "the input that arrived is no JSON");
+        return Over::Ended(ended(Err(error), start.elapsed(), Duration::ZERO));
+    };
+    let done = catch_unwind(AssertUnwindSafe(|| perform(shared, job, input)));
+    let (result, child_cpu) = match done {
+        Ok(Some(done)) => done,
+        Ok(None) => return Over::GaveBack(format!("kind {:?} is not here", job.kind)),
+        Err(panic) => {
+            let why = panic.downcast_ref::<&str>().map(|why| (*why).to_owned());
+            let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            (Err(Failure::task_error(format!("kind {:?} panicked: {why}", job.kind))), Duration::ZERO)
+        }
+    };
+    Over::Ended(ended(result, start.elapsed(), thread_cpu().saturating_sub(cpu_start) + child_cpu))
+}
+
+/// Does the work; `None` if this node has no such kind.
+fn perform(shared: &Shared, job: &Job, input: &RawValue) -> Option<(Result<String, Failure>, Duration)> {
+    let Attempt { task, cancel, progress, .. } = &*job.attempt;
+    if let Err(stop) = cancel.check() {
+        return Some((Err(stop.into()), Duration::ZERO));
+    }
+    // A thread that waits for a program is not the work; the program is.
+    if job.kind == "run" && shared.abilities.allow_commands {
+        return Some(shared.commands.run(*task, input, cancel, progress));
+    }
+    if let Some(own) = shared.abilities.own.get(&job.kind) {
+        return Some(shared.commands.own(own, *task, input, cancel, progress));
+    }
+    let _counted = (job.kind != "sleep").then(|| shared.tasks.begin_thread());
+    run_built_in(&job.kind, input, cancel).map(|result| (result, Duration::ZERO))
+}
+
+/// The end of a run as the session takes it.
+fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended {
+    let failed = |code, message: &str| Outcome::Failed(TaskError { code, message: message.to_owned() });
+    let result = match result {
+        Ok(result) if result.len() > MAX_RESULT_BYTES => Err(too_large(result.len())),
+        other => other,
+    };
+    let (outcome, result) = match result {
+        Ok(result) => (Outcome::Succeeded, result),
+        Err(Failure::Failed { error, result }) => (Outcome::Failed(error), result.unwrap_or_default()),
+        Err(Failure::Stopped(Stop::Cancelled)) => (Outcome::Cancelled, String::new()),
+        Err(Failure::Stopped(Stop::Timeout)) => {
+            (failed(ErrorCode::Timeout, "the attempt ran longer than its timeout_ms"), String::new())
+        }
+        Err(Failure::Stopped(Stop::Deadline)) => {
+            (failed(ErrorCode::Deadline, "the task did not end within its deadline_ms"), String::new())
+        }
+    };
+    let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
+    Ended { outcome, result: Bytes::from(result), run_ms: ms(run), cpu_ms: ms(cpu), sample: None }
+}
