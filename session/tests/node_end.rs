@@ -1,0 +1,373 @@
+//! Scenarios of the node's end alone: joining, epochs, slots, drains, hostile masters.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
+use protocol::{
+    BootId, NodeId, RunId, TaskId,
+    frame::{put_frame, split_frames},
+    task::{ErrorCode, MAX_RESULT_BYTES},
+    work::{Cancel, Committed, Drain, Outcome, Resume, Run, ToMaster, ToNode, VERSION, Welcome},
+};
+use session::{
+    close::CloseReason,
+    node::{
+        Bearer, Config, ConnectFailure, Effect, Ended, ExitReason, RegisterFailure, SILENCE_US, Session,
+        WINDOW_BYTES,
+    },
+};
+
+const EPOCH: u64 = 5;
+const T0: u64 = 10_000_000;
+
+fn node() -> NodeId {
+    NodeId(uuid::Uuid::from_u128(7))
+}
+
+fn welcome(epoch: u64) -> ToNode {
+    ToNode::Welcome(Welcome { epoch, version: VERSION, report_interval_ms: 700 })
+}
+
+fn order_at(epoch: u64, n: u64, cores: f64) -> ToNode {
+    let header = Run {
+        epoch,
+        task: TaskId(uuid::Uuid::from_u128(u128::from(n))),
+        run: RunId(n),
+        kind: "fib".into(),
+        timeout_ms: None,
+        deadline_in_ms: Some(10_000),
+        cores,
+        memory_bytes: 0,
+    };
+    ToNode::Run(header, Bytes::from_static(b"{}"))
+}
+
+fn order(n: u64) -> ToNode {
+    order_at(EPOCH, n, 1.0)
+}
+
+/// A session and the effects of what was done with it last; wake-ups left out.
+struct Bench {
+    session: Session,
+    now_us: u64,
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        Self { session: Session::new(config, BootId(uuid::Uuid::from_u128(9))), now_us: T0 }
+    }
+
+    fn open(config: Config) -> Self {
+        let mut bench = Self::new(config);
+        assert_eq!(bench.act(|s, now, out| s.start(now, out)), [Effect::Register { bearer: Bearer::Join }]);
+        let connect = bench.act(|s, now, out| s.registered(now, node(), 500, out));
+        assert_eq!(connect, [Effect::Connect { node: node() }]);
+        bench.greet(EPOCH);
+        bench
+    }
+
+    fn greet(&mut self, epoch: u64) -> Vec<ToMaster> {
+        let hello = self.act(|s, now, out| s.connected(now, out));
+        let more = self.hear(&[welcome(epoch)]);
+        said(&hello).into_iter().chain(said(&more)).collect()
+    }
+
+    fn act(&mut self, event: impl FnOnce(&mut Session, u64, &mut Vec<Effect>)) -> Vec<Effect> {
+        let mut out = Vec::new();
+        event(&mut self.session, self.now_us, &mut out);
+        self.session.flush(&mut out);
+        out.retain(|effect| !matches!(effect, Effect::WakeAt(_)));
+        out
+    }
+
+    fn hear(&mut self, orders: &[ToNode]) -> Vec<Effect> {
+        let mut message = BytesMut::new();
+        orders.iter().for_each(|order| order.put(&mut message));
+        self.act(|s, now, out| s.receive(now, message.freeze(), out))
+    }
+
+    fn end(&mut self, n: u64, result: &[u8]) -> Vec<Effect> {
+        let result = Bytes::copy_from_slice(result);
+        let ended = Ended {
+            outcome: Outcome::Succeeded,
+            result,
+            run_ms: f64::NAN,
+            cpu_ms: f64::INFINITY,
+            sample: None,
+        };
+        self.act(|s, now, out| s.ended(now, RunId(n), ended, out))
+    }
+
+    fn after(&mut self, us: u64) -> Vec<Effect> {
+        self.now_us += us;
+        self.act(|s, now, out| s.tick(now, out))
+    }
+
+    fn drop_and_reconnect(&mut self, epoch: u64) -> Vec<ToMaster> {
+        self.act(|s, now, out| s.disconnected(now, 0.5, out));
+        assert_eq!(self.after(2_000_000), [Effect::Connect { node: node() }]);
+        self.greet(epoch)
+    }
+}
+
+fn said(effects: &[Effect]) -> Vec<ToMaster> {
+    let sent = effects.iter().filter_map(|effect| match effect {
+        Effect::Send(message) => Some(split_frames(message.clone()).unwrap()),
+        _ => None,
+    });
+    sent.flatten().map(|frame| ToMaster::read(&frame).unwrap().unwrap()).collect()
+}
+
+fn started(effects: &[Effect]) -> Vec<u64> {
+    let runs =
+        effects.iter().filter_map(|e| if let Effect::Start(run, _) = e { Some(run.run.0) } else { None });
+    runs.collect()
+}
+
+fn handed_back(effects: &[Effect]) -> Vec<u64> {
+    let backs =
+        said(effects).into_iter().filter_map(|s| if let ToMaster::HandBack(b) = s { Some(b) } else { None });
+    backs.flat_map(|back| back.runs).map(|run| run.run.0).collect()
+}
+
+fn close_code(effects: &[Effect]) -> Option<u16> {
+    effects.iter().find_map(|e| if let Effect::Close(reason) = e { Some(reason.code()) } else { None })
+}
+
+#[test]
+fn a_lower_epoch_is_refused_in_the_welcome_and_in_every_frame() {
+    let mut bench = Bench::open(Config::new(1));
+    let effects = bench.hear(&[order_at(EPOCH - 1, 1, 1.0)]);
+    assert_eq!((started(&effects).len(), close_code(&effects)), (0, Some(4002)));
+
+    bench.act(|s, now, out| s.disconnected(now, 0.5, out));
+    bench.after(2_000_000);
+    bench.act(|s, now, out| s.connected(now, out));
+    let effects = bench.hear(&[welcome(EPOCH - 1), order_at(EPOCH - 1, 2, 1.0)]);
+    assert_eq!((started(&effects).len(), close_code(&effects)), (0, Some(4002)));
+    assert_eq!(bench.session.epoch(), EPOCH);
+}
+
+#[test]
+fn nothing_is_obeyed_before_the_welcome_and_the_welcome_must_come_in_time() {
+    let mut bench = Bench::new(Config::new(1));
+    bench.act(|s, now, out| s.start(now, out));
+    bench.act(|s, now, out| s.registered(now, node(), 500, out));
+    bench.act(|s, now, out| s.connected(now, out));
+    assert_eq!(close_code(&bench.hear(&[order(1)])), Some(1002));
+    bench.act(|s, now, out| s.disconnected(now, 0.0, out));
+    bench.after(0);
+    bench.act(|s, now, out| s.connected(now, out));
+    assert_eq!(bench.after(5_000_000), [Effect::Close(CloseReason::NoGreeting)]);
+}
+
+#[test]
+fn a_run_is_started_once_and_its_result_is_sent_on_every_channel_until_it_is_committed() {
+    let mut bench = Bench::open(Config::new(1));
+    assert_eq!(started(&bench.hear(&[order(1), order(1)])), [1]);
+    let first = said(&bench.end(1, b"42"));
+    assert!(
+        matches!(&first[..], [ToMaster::Result(r, b)] if r.run == RunId(1) && r.run_ms == 0.0 && &b[..] == b"42")
+    );
+    assert!(bench.hear(&[order(1)]).is_empty(), "a duplicate of an ended run");
+    let again = bench.drop_and_reconnect(EPOCH + 1);
+    match &again[..] {
+        [ToMaster::Hello(hello), ToMaster::Result(result, _)] => {
+            assert_eq!((hello.epoch, hello.runs[0].run), (EPOCH, RunId(1)));
+            assert_eq!(result.epoch, EPOCH + 1, "stamped with the epoch of the channel");
+        }
+        other => panic!("{other:?}"),
+    }
+    bench.hear(&[ToNode::Committed(Committed { epoch: EPOCH + 1, runs: vec![RunId(1), RunId(99)] })]);
+    assert_eq!(bench.session.uncommitted(), 0);
+    assert!(bench.hear(&[order_at(EPOCH + 1, 1, 1.0)]).is_empty(), "nor of a committed one");
+    assert_eq!(bench.drop_and_reconnect(EPOCH + 1).len(), 1, "only the hello");
+}
+
+#[test]
+fn runs_wait_for_slots_in_order_and_their_deadline_goes_on() {
+    let mut bench = Bench::open(Config { max_waiting: 2, ..Config::new(2) });
+    let effects =
+        bench.hear(&[order(1), order_at(EPOCH, 2, 1.5), order(3), order_at(EPOCH, 4, 3.0), order(5)]);
+    assert_eq!(started(&effects), [1]);
+    assert_eq!(handed_back(&effects), [4, 5], "too wide; no room");
+    bench.now_us += 4_000_000;
+    match &bench.end(1, b"1")[..] {
+        [Effect::Start(run, _), Effect::Send(_)] => {
+            assert_eq!((run.run, run.deadline_in_ms), (RunId(2), Some(6_000)));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(started(&bench.end(2, b"1")), [3]);
+}
+
+#[test]
+fn a_node_that_shrank_still_runs_what_it_took() {
+    let mut bench = Bench::open(Config::new(2));
+    assert_eq!(started(&bench.hear(&[order(1), order_at(EPOCH, 2, 2.0)])), [1]);
+    bench.act(|s, now, out| s.resize(now, 1, out));
+    assert_eq!(started(&bench.end(1, b"1")), [2], "alone");
+}
+
+#[test]
+fn a_cancel_stops_what_runs_once_and_ends_what_waits() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1), order(2)]);
+    let cancel = ToNode::Cancel(Cancel { epoch: EPOCH, runs: vec![RunId(1), RunId(2), RunId(77)] });
+    let effects = bench.hear(&[cancel.clone(), cancel]);
+    assert_eq!(effects.iter().filter(|e| matches!(e, Effect::Cancel(RunId(1)))).count(), 1);
+    assert!(
+        matches!(&said(&effects)[..], [ToMaster::Result(r, _)] if r.run == RunId(2) && r.outcome == Outcome::Cancelled)
+    );
+}
+
+#[test]
+fn a_run_that_is_not_wanted_any_more_keeps_its_slot_until_it_ends_and_says_nothing() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    let effects =
+        bench.hear(&[ToNode::Committed(Committed { epoch: EPOCH, runs: vec![RunId(1)] }), order(2)]);
+    assert_eq!(effects, [Effect::Cancel(RunId(1))]);
+    let effects = bench.end(1, b"1");
+    assert_eq!((started(&effects), said(&effects).len()), (vec![2], 0));
+}
+
+#[test]
+fn results_that_are_too_large_fail_and_full_stores_take_no_more_runs() {
+    let mut bench = Bench::open(Config { max_kept_bytes: 1_000, ..Config::new(4) });
+    bench.hear(&[order(1), order(2)]);
+    let big = said(&bench.end(1, &vec![b'1'; MAX_RESULT_BYTES + 1]));
+    assert!(matches!(&big[..], [ToMaster::Result(r, b)] if b.is_empty()
+        && matches!(&r.outcome, Outcome::Failed(e) if e.code == ErrorCode::ResultTooLarge)));
+    bench.end(2, &vec![b'1'; 900]);
+    assert_eq!(handed_back(&bench.hear(&[order(3)])), [3]);
+    bench.hear(&[ToNode::Committed(Committed { epoch: EPOCH, runs: vec![RunId(2)] })]);
+    assert_eq!(started(&bench.hear(&[order(4)])), [4]);
+}
+
+#[test]
+fn results_past_the_window_wait_until_some_are_written() {
+    let mut bench = Bench::open(Config { max_kept_bytes: 1 << 30, ..Config::new(20) });
+    let orders: Vec<ToNode> = (1..=20).map(order).collect();
+    bench.hear(&orders);
+    let mut sent = Vec::new();
+    for n in 1..=20 {
+        sent.extend(bench.end(n, &vec![b'1'; MAX_RESULT_BYTES]));
+    }
+    let bytes: usize = sent.iter().map(|e| if let Effect::Send(m) = e { m.len() } else { 0 }).sum();
+    assert!(bytes < WINDOW_BYTES + MAX_RESULT_BYTES + 4_096, "{bytes}");
+    let before = said(&sent).len();
+    let more = bench.act(|s, _, _| s.written(bytes));
+    assert!(before < 20 && said(&more).len() + before > before);
+}
+
+#[test]
+fn an_unknown_node_registers_anew_with_its_session_and_then_with_the_join_token() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    bench.act(|s, now, out| s.disconnected(now, 0.5, out));
+    bench.after(2_000_000);
+    bench.act(|s, now, out| s.connect_failed(now, ConnectFailure::Unknown, 0.5, out));
+    assert_eq!(bench.after(2_000_000), [Effect::Register { bearer: Bearer::Session }]);
+    let refused = || RegisterFailure::NotAuthorised("expired".into());
+    let effects = bench.act(|s, now, out| s.register_failed(now, refused(), 0.5, out));
+    assert_eq!(effects, [Effect::Register { bearer: Bearer::Join }]);
+    assert!(bench.act(|s, now, out| s.register_failed(now, RegisterFailure::Transient, 0.5, out)).is_empty());
+    assert_eq!(bench.after(2_000_000), [Effect::Register { bearer: Bearer::Join }]);
+    let effects = bench.act(|s, now, out| s.register_failed(now, refused(), 0.5, out));
+    assert!(matches!(&effects[..], [Effect::Exit(ExitReason::NotAuthorised(_))]));
+}
+
+#[test]
+fn a_silent_master_is_left_but_a_pause_of_our_own_is_not_its_fault() {
+    let mut bench = Bench::open(Config::new(1));
+    assert_eq!(bench.after(SILENCE_US), [Effect::Close(CloseReason::Silent)]);
+    let mut bench = Bench::open(Config::new(1));
+    assert!(bench.after(SILENCE_US * 10).is_empty(), "we were paused");
+    assert_eq!(bench.after(5_000_000), [Effect::Close(CloseReason::Silent)]);
+}
+
+#[test]
+fn a_leaving_node_hands_back_what_waits_finishes_what_runs_and_says_farewell() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1), order(2)]);
+    let effects = bench.act(|s, now, out| s.leave(now, Some(60_000), out));
+    assert_eq!(handed_back(&effects), [2]);
+    assert!(matches!(&said(&effects)[..], [ToMaster::HandBack(b)] if b.draining));
+    assert_eq!(handed_back(&bench.hear(&[order(3)])), [3]);
+    bench.end(1, b"1");
+    let effects = bench.hear(&[ToNode::Committed(Committed { epoch: EPOCH, runs: vec![RunId(1)] })]);
+    assert!(matches!(&said(&effects)[..], [ToMaster::Leaving(_)]));
+    assert_eq!(effects.last(), Some(&Effect::Exit(ExitReason::Left)));
+    assert!(bench.hear(&[order(9)]).is_empty(), "gone is gone");
+}
+
+#[test]
+fn a_leaving_node_with_nothing_to_do_still_says_that_it_drains() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    let effects = bench.act(|s, now, out| s.leave(now, None, out));
+    assert!(matches!(&said(&effects)[..], [ToMaster::HandBack(b)] if b.draining && b.runs.is_empty()));
+    let hello = bench.drop_and_reconnect(EPOCH);
+    assert!(matches!(&hello[..], [ToMaster::Hello(h)] if h.draining && h.runs.len() == 1));
+}
+
+#[test]
+fn past_its_deadline_a_leaving_node_hands_back_what_runs_and_ends_even_if_nothing_answers() {
+    let mut bench = Bench::open(Config::new(2));
+    bench.hear(&[order(1), order(2)]);
+    bench.end(2, b"1");
+    bench.act(|s, now, out| s.leave(now, Some(1_000), out));
+    let effects = bench.after(1_000_000);
+    assert!(effects.contains(&Effect::Cancel(RunId(1))));
+    assert_eq!(handed_back(&effects), [1]);
+    let effects = bench.after(5_000_000);
+    assert_eq!(effects, [Effect::Exit(ExitReason::Unfinished { running: 1, uncommitted: 1 })]);
+}
+
+#[test]
+fn a_node_that_never_registered_or_has_no_channel_ends_soon() {
+    let mut bench = Bench::new(Config::new(1));
+    bench.act(|s, now, out| s.start(now, out));
+    assert_eq!(bench.act(|s, now, out| s.leave(now, None, out)), [Effect::Exit(ExitReason::Left)]);
+    let mut bench = Bench::open(Config::new(1));
+    bench.act(|s, now, out| s.disconnected(now, 0.9, out));
+    assert!(bench.act(|s, now, out| s.leave(now, None, out)).is_empty());
+    assert!(bench.after(1_000_000).contains(&Effect::Exit(ExitReason::Left)));
+}
+
+#[test]
+fn an_ordered_drain_ends_with_a_resume_or_with_its_master_and_does_not_end_the_process() {
+    let mut bench = Bench::open(Config::new(1));
+    let drain = |epoch| ToNode::Drain(Drain { epoch, deadline_ms: Some(1_000) });
+    let effects = bench.hear(&[order(1), drain(EPOCH), order(2)]);
+    assert_eq!((started(&effects), handed_back(&effects)), (vec![], vec![1, 2]));
+    assert!(bench.session.is_draining());
+    assert!(said(&effects).iter().all(|s| matches!(s, ToMaster::HandBack(b) if !b.draining)));
+    bench.hear(&[ToNode::Resume(Resume { epoch: EPOCH })]);
+    assert_eq!(started(&bench.hear(&[order(3)])), [3]);
+
+    bench.hear(&[drain(EPOCH)]);
+    let effects = bench.after(1_000_000);
+    assert_eq!(handed_back(&effects), [3]);
+    bench.drop_and_reconnect(EPOCH);
+    assert!(bench.session.is_draining(), "the same master knows of its drain");
+    bench.drop_and_reconnect(EPOCH + 1);
+    assert!(!bench.session.is_draining(), "a new one orders its own");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_from_a_master_are_read_or_close_the_channel(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        kind in 0_u8..9,
+        header in "\\PC{0,80}",
+    ) {
+        let mut bench = Bench::open(Config::new(1));
+        bench.act(|s, now, out| s.receive(now, Bytes::from(bytes), out));
+        let mut bench = Bench::open(Config::new(1));
+        let mut framed = BytesMut::new();
+        put_frame(&mut framed, kind, header.as_bytes(), b"");
+        bench.act(|s, now, out| s.receive(now, framed.freeze(), out));
+    }
+}
