@@ -96,6 +96,7 @@ pub fn split_frames(mut message: Bytes) -> Result<Vec<RawFrame>, FrameError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -168,11 +168,11 @@ pub fn fib_input(input: &RawValue) -> Result<FibInput, InputError> {
 /// [`InputError`] naming the place.
 pub fn sum_input(input: &RawValue) -> Result<Vec<String>, InputError> {
     let sum: SumInput = parse("sum", input)?;
-    let read = |(at, value): (usize, &Box<RawValue>)| {
+    let read = |(at, value): (usize, &RawValue)| {
         decimal_text(value)
             .map_err(|why| InputError { kind: "sum", message: format!("numbers[{at}]: {why}") })
     };
-    sum.numbers.iter().enumerate().map(read).collect()
+    sum.numbers.iter().map(AsRef::as_ref).enumerate().map(read).collect()
 }
 
 /// Checks and reads the input of `sleep`.
@@ -283,6 +283,7 @@ pub fn run_kind() -> KindInfo {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -113,7 +113,7 @@ fn whoever_does_not_greet_properly_is_closed() {
         (ToMaster::Hello(Hello { epoch: EPOCH + 1, ..hello() }), 4002),
     ] {
         let mut link = new_link();
-        let effects = receive(&mut link, message(&[said.clone()]));
+        let effects = receive(&mut link, message(std::slice::from_ref(&said)));
         assert_eq!(closed(&effects).map(CloseReason::code), Some(code), "{said:?}");
         assert!(receive(&mut link, message(&[ToMaster::Hello(hello())])).is_empty(), "closed is closed");
     }
