@@ -224,8 +224,8 @@ impl Sampler {
         if let Some(last) = self.last.as_ref().filter(|_| begun_ns < self.not_before_ns) {
             return Ok(last.clone());
         }
-        let allotted_cores = self.allotted_cores()?;
         let limit_bytes = self.memory_limit_bytes()?;
+        let allotted_cores = self.allotted_cores()?;
         let counters = match &self.place {
             Place::Container(group) => group.counters()?,
             Place::Host(_) => Counters::default(),

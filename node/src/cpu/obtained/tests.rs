@@ -63,6 +63,7 @@ struct Container {
     threads: Vec<Thread>,
     now_ns: u64,
     left_ns: u64,
+    ran_out: bool,
     next_tid: i32,
     totals: Totals,
 }
@@ -73,7 +74,16 @@ impl Container {
         let threads: Vec<Thread> =
             (1..).zip(threads).map(|(tid, (owner, demand))| Thread::new(tid, *owner, *demand, 0)).collect();
         let next_tid = threads.len() as i32 + 1;
-        Self { cores, cpus, threads, now_ns: 0, left_ns: 0, next_tid, totals: Totals::default() }
+        Self {
+            cores,
+            cpus,
+            threads,
+            now_ns: 0,
+            left_ns: 0,
+            ran_out: false,
+            next_tid,
+            totals: Totals::default(),
+        }
     }
 
     /// One ms: the ready threads that ran least share what the period has left.
@@ -81,10 +91,10 @@ impl Container {
         if self.now_ns.is_multiple_of(PERIOD_STEPS * STEP_NS) {
             self.left_ns = (self.cores * (PERIOD_STEPS * STEP_NS) as f64) as u64;
             self.totals.periods += 1;
+            self.ran_out = false;
         }
         let mut ready: Vec<usize> = (0..self.threads.len()).filter(|at| self.threads[*at].ready()).collect();
-        // Fair among those that are there: a child starts where the others are, as CFS has it.
-        ready.sort_by_key(|at| (self.threads[*at].run_ns + self.threads[*at].wait_ns / 1_000, *at));
+        // Who got the least of what it wanted goes first; a new thread stands in the middle.
         ready.sort_by(|a, b| {
             let part = |at: &usize| {
                 let thread = &self.threads[*at];
@@ -99,6 +109,9 @@ impl Container {
         for (place, at) in ready.into_iter().enumerate() {
             let slice_ns = if place < self.cpus { self.left_ns.min(STEP_NS) } else { 0 };
             self.left_ns -= slice_ns;
+            if self.left_ns == 0 && !std::mem::replace(&mut self.ran_out, true) {
+                self.totals.throttled += 1;
+            }
             let thread = &mut self.threads[at];
             thread.waiting_ns += STEP_NS - slice_ns;
             if slice_ns > 0 {
@@ -262,13 +275,14 @@ proptest! {
     #[test]
     fn figures_are_always_in_range(
         at_ns in 1u64..5_000_000_000, used_ns: u32, own_ns: u32, task_cpu_ns: u32, run_ns: u32,
-        wait_ns: u32, busy_ns: u32, foreign_ns: u32, host_others_ns: u32, cores in 0.01f64..4_096.0,
+        wait_ns: u32, busy_ns: u32, foreign_ns: u32, host_others_ns: u32, periods in 0u64..20, throttled in 0u64..20,
+        cores in 0.01f64..4_096.0,
     ) {
         let [used_ns, own_ns, task_cpu_ns, run_ns, wait_ns, busy_ns, foreign_ns, host_others_ns] =
             [used_ns, own_ns, task_cpu_ns, run_ns, wait_ns, busy_ns, foreign_ns, host_others_ns].map(u64::from);
         let span = Span {
             at_ns, used_ns, own_ns, host_others_ns, task_cpu_ns, run_ns, wait_ns, busy_ns, foreign_ns,
-            periods: 0, throttled: 0,
+            periods, throttled,
         };
         let obtained = obtained_share(&span, cores);
         prop_assert!(obtained.is_none_or(|share| (0.0..=1.0).contains(&share)));
