@@ -57,16 +57,12 @@ struct Line<'a> {
 impl Client {
     /// Opens a batch. Send lines and read answers side by side (two tasks, or `select!`): the server stops
     /// reading when too many answers are unread, and gives up on a reader that reads nothing for 60 s.
-    /// Tried at one master, once: lines are not kept, so a batch cannot be repeated.
+    /// Lines are not kept: once the stream is open it cannot be repeated. Until then it is tried again, at the
+    /// next of several masters, when one cannot be reached or refuses.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn batch(&self, options: BatchOptions) -> Result<(BatchSender, BatchAnswers), Error> {
-        let (lines, waiting) = mpsc::channel::<Bytes>(WAITING_LINES);
-        let body = stream::unfold(waiting, async |mut waiting| {
-            let line = waiting.recv().await?;
-            Some((Ok::<_, Infallible>(line), waiting))
-        });
         let mut call = Call::new(Method::POST, ["v1", "tasks", "batch"])
             .header("content-type", NDJSON)?
             .header("accept", "application/x-ndjson, application/problem+json")?;
@@ -76,11 +72,20 @@ impl Client {
         if options.detach {
             call = call.query("detach", "1");
         }
-        let response = self.transport.stream(call, reqwest::Body::wrap_stream(body)).await?;
+        let (lines, response) = self.transport.stream(call, lines_and_body).await?;
         let url = response.url().origin().ascii_serialization();
         let answers = BatchAnswers { url, response, buffer: BytesMut::new(), scanned: 0, ended: false };
         Ok((BatchSender { lines }, answers))
     }
+}
+
+fn lines_and_body() -> (mpsc::Sender<Bytes>, reqwest::Body) {
+    let (lines, waiting) = mpsc::channel::<Bytes>(WAITING_LINES);
+    let body = stream::unfold(waiting, async |mut waiting| {
+        let line = waiting.recv().await?;
+        Some((Ok::<_, Infallible>(line), waiting))
+    });
+    (lines, reqwest::Body::wrap_stream(body))
 }
 
 impl BatchSender {

@@ -117,6 +117,13 @@ impl Answer {
     }
 }
 
+/// The attempts of one call.
+#[derive(Debug)]
+struct Tries {
+    began: Instant,
+    retry: Retry,
+}
+
 /// Connections to the masters of one cluster.
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -170,7 +177,12 @@ impl Transport {
     }
 
     pub(crate) fn url(&self) -> &Url {
-        &self.urls[self.current.load(Ordering::Relaxed) % self.urls.len()]
+        &self.urls[self.index()]
+    }
+
+    /// Which master is asked now.
+    fn index(&self) -> usize {
+        self.current.load(Ordering::Relaxed) % self.urls.len()
     }
 
     pub(crate) fn next_url(&self) {
@@ -198,55 +210,81 @@ impl Transport {
     }
 
     /// Makes a request whose body and answer are streams; returns once the head of the answer is there.
-    /// Never repeated once it was sent.
-    pub(crate) async fn stream(
+    /// `body` makes a new body for each attempt; there is another only while nothing of it was used.
+    pub(crate) async fn stream<S>(
         &self,
         call: Call<'_>,
+        body: impl Fn() -> (S, reqwest::Body),
+    ) -> Result<(S, reqwest::Response), Error> {
+        let mut tries = self.tries(&call);
+        loop {
+            let index = self.index();
+            let (sender, body) = body();
+            match self.open_stream(&self.urls[index], &call, body).await {
+                Ok(response) => return Ok((sender, response)),
+                Err(error) => self.pause(&mut tries, index, &call, error).await?,
+            }
+        }
+    }
+
+    async fn open_stream(
+        &self,
+        url: &Url,
+        call: &Call<'_>,
         body: reqwest::Body,
     ) -> Result<reqwest::Response, Error> {
-        let url = self.url();
         let timeout = self.config.timeouts.connect + self.config.timeouts.request;
         let after_ms = millis(timeout);
-        let sent = self.request(url, &call)?.body(body).send();
-        let result = match tokio::time::timeout(timeout, sent).await {
-            Err(_) => Err(Error::Timeout { url: url.origin().ascii_serialization(), after_ms }),
-            Ok(Err(error)) => Err(Error::of_reqwest(url, &error, after_ms)),
-            Ok(Ok(response)) if response.status().is_success() => Ok(response),
-            Ok(Ok(response)) => match tokio::time::timeout(timeout, self.read(url, response, after_ms)).await
-            {
-                Ok(Err(error)) => Err(error),
-                _ => Err(Error::Timeout { url: url.origin().ascii_serialization(), after_ms }),
-            },
-        };
-        if let Err(error) = &result
-            && error.outcome() != Outcome::Final
-        {
-            self.next_url();
+        let late = || Error::Timeout { url: url.origin().ascii_serialization(), after_ms };
+        let sent = self.request(url, call)?.body(body).send();
+        let response = tokio::time::timeout(timeout, sent)
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| Error::of_reqwest(url, &error, after_ms))?;
+        if response.status().is_success() {
+            return Ok(response);
         }
-        result
+        match tokio::time::timeout(timeout, self.read(url, response, after_ms)).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) | Err(_) => Err(late()),
+        }
     }
 
     async fn attempts(&self, call: &Call<'_>) -> Result<Answer, Error> {
-        let began = Instant::now();
+        let mut tries = self.tries(call);
+        loop {
+            let index = self.index();
+            match self.attempt(&self.urls[index], call).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.pause(&mut tries, index, call, error).await?,
+            }
+        }
+    }
+
+    fn tries(&self, call: &Call<'_>) -> Tries {
         let policy = call.retry.unwrap_or(self.config.retry);
         let urls = u32::try_from(self.urls.len()).unwrap_or(u32::MAX);
-        let mut retry = Retry::new(policy, call.repeatable, urls);
-        loop {
-            let index = self.current.load(Ordering::Relaxed) % self.urls.len();
-            let error = match self.attempt(&self.urls[index], call).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let outcome = error.outcome();
-            if outcome != Outcome::Final {
-                self.leave_url(index);
-            }
-            match retry.decide(millis(began.elapsed()), outcome, random_fraction()) {
-                Decision::GiveUp => return Err(error),
-                Decision::Again { after_ms, .. } => {
-                    tracing::debug!(method = %call.method, path = ?call.path, after_ms, %error, "trying again");
-                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
-                }
+        Tries { began: Instant::now(), retry: Retry::new(policy, call.repeatable, urls) }
+    }
+
+    /// After an attempt that went wrong at this master: waits until the next one, or gives the error back.
+    async fn pause(
+        &self,
+        tries: &mut Tries,
+        index: usize,
+        call: &Call<'_>,
+        error: Error,
+    ) -> Result<(), Error> {
+        let outcome = error.outcome();
+        if outcome != Outcome::Final {
+            self.leave_url(index);
+        }
+        match tries.retry.decide(millis(tries.began.elapsed()), outcome, random_fraction()) {
+            Decision::GiveUp => Err(error),
+            Decision::Again { after_ms, .. } => {
+                tracing::debug!(method = %call.method, path = ?call.path, after_ms, %error, "trying again");
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                Ok(())
             }
         }
     }

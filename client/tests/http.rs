@@ -286,6 +286,16 @@ fn configurations_that_cannot_work_are_refused_with_a_reason() {
     assert!(matches!(error, Error::Config(_)));
 }
 
+#[tokio::test]
+async fn calls_can_be_spawned() {
+    let client = client(&nowhere().await);
+    let call = tokio::spawn(async move {
+        let one = client.submit(&TaskSpec::new("fib", None), &SubmitOptions::default()).await;
+        (one.is_err(), client.batch(client::batch::BatchOptions::default()).await.is_err())
+    });
+    assert_eq!(call.await.unwrap(), (true, true));
+}
+
 #[test]
 fn tokens_are_never_shown() {
     let config = ClientConfig::new("http://127.0.0.1:1").with_token(Token::new("ek_hidden"));

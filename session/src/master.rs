@@ -297,6 +297,8 @@ impl Link {
 
     /// Time passed.
     pub fn tick(&mut self, now_us: u64, out: &mut Vec<LinkEffect>) {
+        // The shell's timer is used up, so the next time is named even if it is the same.
+        self.wake_us = None;
         match self.phase {
             Phase::Closed => return,
             Phase::AwaitHello { until_us } if now_us >= until_us => {
@@ -390,7 +392,8 @@ fn checked(header: RunResult, body: &[u8]) -> Ended {
     let RunResult { epoch: _, task, run, outcome, run_ms, cpu_ms, sample } = header;
     let (outcome, result) = match (read_result(body), outcome) {
         (Ok(result), Outcome::Failed(error)) => {
-            (Outcome::Failed(TaskError { message: cut(error.message), ..error }), result)
+            let (code, message) = (of_a_node(error.code), cut(error.message));
+            (Outcome::Failed(TaskError { code, message }), result)
         }
         (Ok(None), Outcome::Succeeded) => {
             (fault(ErrorCode::TaskError, "the node says that it succeeded, but sent no result"), None)
@@ -402,6 +405,19 @@ fn checked(header: RunResult, body: &[u8]) -> Ended {
     let sample = sample.map(CpuSample::from).filter(|sample| sample.first_fault().is_none());
     // `max` with 0 also turns a NaN into 0.
     Ended { task, run, outcome, result, run_ms: run_ms.max(0.0), cpu_ms: cpu_ms.max(0.0), sample }
+}
+
+/// Some codes are the scheduler's to give: a node that claims them would steer its retries.
+const fn of_a_node(code: ErrorCode) -> ErrorCode {
+    match code {
+        ErrorCode::NodeLost | ErrorCode::AttemptsExhausted | ErrorCode::Cancelled => ErrorCode::TaskError,
+        ErrorCode::BadInput
+        | ErrorCode::TaskError
+        | ErrorCode::Timeout
+        | ErrorCode::Deadline
+        | ErrorCode::OutOfMemory
+        | ErrorCode::ResultTooLarge => code,
+    }
 }
 
 fn fault(code: ErrorCode, message: &str) -> Outcome {

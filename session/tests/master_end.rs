@@ -191,6 +191,12 @@ fn results_are_checked_before_anybody_relies_on_them() {
         Outcome::Failed(error) => assert_eq!(error.message.chars().count(), 4_096),
         other => panic!("{other:?}"),
     }
+    for code in [ErrorCode::NodeLost, ErrorCode::AttemptsExhausted, ErrorCode::Cancelled] {
+        let claimed = Outcome::Failed(TaskError { code, message: String::new() });
+        assert!(
+            matches!(ended(result(b"", claimed)).outcome, Outcome::Failed(e) if e.code == ErrorCode::TaskError)
+        );
+    }
     assert_eq!(ended(result(b"{", Outcome::Cancelled)).outcome, Outcome::Cancelled);
 }
 

@@ -356,6 +356,45 @@ fn an_ordered_drain_ends_with_a_resume_or_with_its_master_and_does_not_end_the_p
     assert!(!bench.session.is_draining(), "a new one orders its own");
 }
 
+#[test]
+fn a_timer_that_fires_too_early_is_set_again() {
+    let mut bench = Bench::open(Config::new(1));
+    let mut out = Vec::new();
+    bench.session.tick(T0 + SILENCE_US - 1, &mut out);
+    assert_eq!(out, [Effect::WakeAt(T0 + SILENCE_US)]);
+}
+
+#[test]
+fn thousands_of_refused_runs_go_back_in_frames_that_the_master_can_read() {
+    let mut bench = Bench::open(Config { max_waiting: 0, ..Config::new(1) });
+    let orders: Vec<ToNode> = (1..=20_000).map(order).collect();
+    let effects = bench.hear(&orders);
+    assert_eq!(started(&effects).len() + handed_back(&effects).len(), 20_000);
+}
+
+#[test]
+fn a_leaving_node_holds_on_to_its_results_until_its_deadline() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    bench.end(1, b"1");
+    bench.act(|s, now, out| s.disconnected(now, 0.5, out));
+    bench.act(|s, now, out| s.leave(now, Some(60_000), out));
+    assert_eq!(bench.after(50_000_000), [Effect::Connect { node: node() }], "still trying");
+    let effects = bench.after(10_000_000);
+    assert_eq!(effects, [Effect::Exit(ExitReason::Unfinished { running: 0, uncommitted: 1 })]);
+}
+
+#[test]
+fn an_impossible_report_interval_is_bounded() {
+    let mut bench = Bench::open(Config::new(1));
+    assert_eq!(bench.session.report_interval_ms(), 700);
+    bench.act(|s, now, out| s.disconnected(now, 0.5, out));
+    bench.after(2_000_000);
+    bench.act(|s, now, out| s.connected(now, out));
+    bench.hear(&[ToNode::Welcome(Welcome { epoch: EPOCH, version: VERSION, report_interval_ms: 0 })]);
+    assert_eq!(bench.session.report_interval_ms(), 500);
+}
+
 proptest! {
     #[test]
     fn any_bytes_from_a_master_are_read_or_close_the_channel(

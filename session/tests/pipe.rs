@@ -55,7 +55,7 @@ struct World {
     left: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     HandOut { cores: f64 },
     ToNode,

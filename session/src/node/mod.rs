@@ -28,11 +28,15 @@ pub const SILENCE_US: u64 = 3 * PING_INTERVAL_MS * 1_000;
 const STABLE_US: u64 = 5_000_000;
 /// Bytes that may wait to be written; further results stay where they are kept until some are written.
 pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// A node that leaves waits so long for its last results to be committed, and for runs that it cancelled at
-/// the deadline to end.
+/// A node that leaves waits so long, and at least until its deadline, for its last results to be committed,
+/// and so long after the deadline for the runs that it cancelled to end.
 pub const LEAVE_GRACE_US: u64 = 5_000_000;
 /// A node that leaves with nothing left waits so long for a channel to say so.
 const FAREWELL_GRACE_US: u64 = 1_000_000;
+/// Most runs in one frame, so that its header stays below the bound of headers.
+const MAX_IDS: usize = 8_192;
+/// Longest reason that is sent, in characters.
+const MAX_REASON_CHARS: usize = 1_024;
 /// A timer that fires so much too late means that this process was stopped, not that the master was silent.
 const LATE_US: u64 = 1_000_000;
 
@@ -220,7 +224,7 @@ impl Session {
     pub fn registered(&mut self, now_us: u64, node: NodeId, report_interval_ms: u64, out: &mut Vec<Effect>) {
         if let Phase::Registering { .. } = self.phase {
             self.node = Some(node);
-            self.report_interval_ms = report_interval_ms;
+            self.report_interval_ms = bounded_interval(report_interval_ms);
             self.connect(out);
         }
         self.settle(now_us, out);
@@ -351,7 +355,8 @@ impl Session {
     /// the master and costs no attempt.
     pub fn gave_back(&mut self, now_us: u64, run: RunId, reason: &str, out: &mut Vec<Effect>) {
         if let Some(back) = self.runs.gave_back(run) {
-            self.hand_back(reason, [back]);
+            let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+            self.hand_back(&reason, [back]);
         }
         self.settle(now_us, out);
     }
@@ -374,6 +379,8 @@ impl Session {
 
     /// Time passed.
     pub fn tick(&mut self, now_us: u64, out: &mut Vec<Effect>) {
+        // The shell's timer is used up, so the next time is named even if it is the same.
+        self.wake_us = None;
         match self.phase {
             Phase::RegisterAt { us, bearer } if now_us >= us => self.register(bearer, out),
             Phase::ConnectAt { us } if now_us >= us => self.connect(out),
@@ -403,8 +410,18 @@ impl Session {
         }
         self.tell_draining = false;
         for (reason, runs) in std::mem::take(&mut self.handbacks) {
-            let back = ToMaster::HandBack(HandBack { epoch, runs, reason, draining });
-            self.outbox.put(|message| back.put(message));
+            // Of an empty list one frame goes out all the same: it says that the node drains.
+            let mut rest = runs.as_slice();
+            loop {
+                let (now, later) = rest.split_at(rest.len().min(MAX_IDS));
+                let (runs, reason) = (now.to_vec(), reason.clone());
+                let back = ToMaster::HandBack(HandBack { epoch, runs, reason, draining });
+                self.outbox.put(|message| back.put(message));
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
         }
         while self.waiting_bytes.saturating_add(self.outbox.bytes()) < WINDOW_BYTES {
             let Some((header, body)) = self.runs.next_unsent(epoch) else { break };
@@ -541,7 +558,7 @@ impl Session {
             self.draining = None;
         }
         self.epoch = welcome.epoch;
-        self.report_interval_ms = welcome.report_interval_ms;
+        self.report_interval_ms = bounded_interval(welcome.report_interval_ms);
         self.phase = Phase::Open { since_us: now_us };
         self.runs.resend_all();
     }
@@ -620,8 +637,12 @@ impl Session {
         }
         if running == 0 || drain.expired {
             let nothing_left = running == 0 && uncommitted == 0;
-            let grace = if nothing_left { FAREWELL_GRACE_US } else { LEAVE_GRACE_US };
-            let give_up_us = *drain.give_up_us.get_or_insert(now_us.saturating_add(grace));
+            let end_us = if nothing_left {
+                now_us.saturating_add(FAREWELL_GRACE_US)
+            } else {
+                now_us.saturating_add(LEAVE_GRACE_US).max(drain.deadline_us.unwrap_or(0))
+            };
+            let give_up_us = *drain.give_up_us.get_or_insert(end_us);
             if now_us >= give_up_us || (nothing_left && self.node.is_none()) {
                 let reason = match nothing_left {
                     true => ExitReason::Left,
@@ -649,4 +670,9 @@ impl Session {
             out.extend(wake_us.map(Effect::WakeAt));
         }
     }
+}
+
+/// A master that says 0 must not make the node report without pause, nor one that says a year silence it.
+fn bounded_interval(ms: u64) -> u64 {
+    ms.clamp(500, 5_000)
 }
