@@ -135,11 +135,12 @@ impl DockerEngine {
 
     /// Samples of all that answer; one that has ended meanwhile is left out.
     async fn sample_all(&self, targets: &[Target]) -> HashMap<String, Sample> {
-        let each = stream::iter(targets).map(|target| async {
-            let sample = self.sample(&target.id).await.ok()?;
-            Some((target.id.clone(), sample))
-        });
-        each.buffer_unordered(SIDE_BY_SIDE).filter_map(|sample| async { sample }).collect().await
+        let each: Vec<_> = targets.iter().map(|target| self.sample_of(&target.id)).collect();
+        stream::iter(each).buffer_unordered(SIDE_BY_SIDE).filter_map(|sample| async { sample }).collect().await
+    }
+
+    async fn sample_of(&self, id: &str) -> Option<(String, Sample)> {
+        Some((id.to_owned(), self.sample(id).await.ok()?))
     }
 
     async fn sample(&self, id: &str) -> Outcome<Sample> {
