@@ -26,4 +26,5 @@ pub mod close;
 pub mod master;
 pub mod node;
 mod outbox;
+mod result;
 pub mod retry;

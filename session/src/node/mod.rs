@@ -3,22 +3,27 @@
 //! The life of a connection: register → connect → say hello → wait for the welcome → open; from anywhere
 //! back to a jittered back-off, and to registering again when the master does not know the node.
 //! The life of a run: taken → (waits for a slot) → started → ended, its result kept → committed; or handed
-//! back. [`runs`] keeps these, this module the connection and the drain.
+//! back. `runs` keeps these, `drain` ends them
+//! early, `hear` does what the master says, and this module keeps the connection.
 
+mod drain;
+mod effect;
+mod hear;
 mod runs;
 
+pub use drain::LEAVE_GRACE_US;
+pub use effect::{Bearer, Config, ConnectFailure, Effect, ExitReason, RegisterFailure};
 pub use runs::Ended;
 
 use crate::{backoff::Backoff, close::CloseReason, outbox::Outbox};
 use bytes::Bytes;
+use drain::Draining;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
     frame::split_frames,
-    work::{
-        Drain, HandBack, Hello, Leaving, PING_INTERVAL_MS, Run, RunRef, ToMaster, ToNode, VERSION, Welcome,
-    },
+    work::{HandBack, Hello, PING_INTERVAL_MS, RunRef, ToMaster, ToNode, VERSION},
 };
-use runs::{Refusal, Runs};
+use runs::Runs;
 
 /// The welcome must come within this after the channel opened.
 pub const WELCOME_TIMEOUT_US: u64 = 5_000_000;
@@ -28,122 +33,12 @@ pub const SILENCE_US: u64 = 3 * PING_INTERVAL_MS * 1_000;
 const STABLE_US: u64 = 5_000_000;
 /// Bytes that may wait to be written; further results stay where they are kept until some are written.
 pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// A node that leaves waits so long, and at least until its deadline, for its last results to be committed,
-/// and so long after the deadline for the runs that it cancelled to end.
-pub const LEAVE_GRACE_US: u64 = 5_000_000;
-/// A node that leaves with nothing left waits so long for a channel to say so.
-const FAREWELL_GRACE_US: u64 = 1_000_000;
 /// Most runs in one frame, so that its header stays below the bound of headers.
 const MAX_IDS: usize = 8_192;
 /// Longest reason that is sent, in characters.
 const MAX_REASON_CHARS: usize = 1_024;
 /// A timer that fires so much too late means that this process was stopped, not that the master was silent.
 const LATE_US: u64 = 1_000_000;
-
-/// Bounds of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Slots: `protocol::node::slots_of(allotted_cores)`.
-    pub slots: u32,
-    /// Slots' worth of runs that may wait for a slot; a run past these is handed back.
-    pub max_waiting: u32,
-    /// Runs taken and results kept, together; when full, new runs are handed back. At most 8,192, so that
-    /// the list of them fits in the header of a hello.
-    pub max_runs: usize,
-    /// Bytes of results kept; when full, new runs are handed back. What already runs may pass it by its
-    /// own results.
-    pub max_kept_bytes: usize,
-}
-
-impl Config {
-    /// The bounds of a node with so many slots: as many runs may wait as run, at least 16.
-    #[must_use]
-    pub fn new(slots: u32) -> Self {
-        Self { slots, max_waiting: slots.max(16), max_runs: 8_192, max_kept_bytes: 64 * 1024 * 1024 }
-    }
-}
-
-/// Which token goes with a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bearer {
-    /// The join token.
-    Join,
-    /// The session token of the registration before: it may take over its own name while the old
-    /// registration counts as alive.
-    Session,
-}
-
-/// Something for the shell to do. Effects are done in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// `POST /v1/nodes`; answered by [`Session::registered`] or [`Session::register_failed`].
-    Register {
-        /// With this token.
-        bearer: Bearer,
-    },
-    /// Open the work channel; answered by [`Session::connected`] or [`Session::connect_failed`].
-    Connect {
-        /// The node of the URL.
-        node: NodeId,
-    },
-    /// Write this WebSocket message; once it is written, say so with [`Session::written`].
-    Send(Bytes),
-    /// Close the channel, after what was sent is written or a second has passed; answered by
-    /// [`Session::disconnected`] (unless an [`Effect::Exit`] follows).
-    Close(CloseReason),
-    /// Start this run with this input; answered by [`Session::ended`] or [`Session::gave_back`].
-    Start(Box<Run>, Bytes),
-    /// Stop this run; it is still answered by [`Session::ended`], once its slot is free.
-    Cancel(RunId),
-    /// Call [`Session::tick`] at this time (monotonic microseconds); replaces the time named before.
-    WakeAt(u64),
-    /// End the process, after what was sent is written or a second has passed.
-    Exit(ExitReason),
-}
-
-/// Why the node ends.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ExitReason {
-    /// In order: nothing was left, and the master knows.
-    #[error("left in order")]
-    Left,
-    /// Asked to end, but this was left when the grace was over; those tasks run again elsewhere.
-    #[error(
-        "left with {running} running and {uncommitted} uncommitted results; these tasks run again elsewhere"
-    )]
-    Unfinished {
-        /// Runs that had not ended.
-        running: usize,
-        /// Results that the master has not called committed.
-        uncommitted: usize,
-    },
-    /// The token was refused.
-    #[error("the master refuses the token: {0}; make a new one with `evenkeel token create --scope node`")]
-    NotAuthorised(String),
-    /// The registration was refused in a way that trying again does not change.
-    #[error("the master refuses the registration: {0}")]
-    Refused(String),
-}
-
-/// Why a registration failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RegisterFailure {
-    /// 401 or 403, with the detail.
-    NotAuthorised(String),
-    /// 400, 413, 415, 421, 422: will be the same next time; with the detail.
-    Refused(String),
-    /// Anything else, also 409 (the name's old bearer will be lost soon): tried again.
-    Transient,
-}
-
-/// Why the channel could not be opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectFailure {
-    /// 401, 404 or 410: the master does not know this node or its token any more.
-    Unknown,
-    /// Anything else.
-    Transient,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -156,17 +51,6 @@ enum Phase {
     Open { since_us: u64 },
     Closing,
     Exited,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Draining {
-    /// By our own wish (SIGTERM): the process ends afterwards. Else by order of this epoch.
-    own: bool,
-    epoch: u64,
-    deadline_us: Option<u64>,
-    expired: bool,
-    /// When a leaving node gives up what is left.
-    give_up_us: Option<u64>,
 }
 
 /// The node's end of the work channel.
@@ -224,7 +108,7 @@ impl Session {
     pub fn registered(&mut self, now_us: u64, node: NodeId, report_interval_ms: u64, out: &mut Vec<Effect>) {
         if let Phase::Registering { .. } = self.phase {
             self.node = Some(node);
-            self.report_interval_ms = bounded_interval(report_interval_ms);
+            self.report_interval_ms = hear::bounded_interval(report_interval_ms);
             self.connect(out);
         }
         self.settle(now_us, out);
@@ -511,88 +395,10 @@ impl Session {
         }
     }
 
-    fn said(&mut self, now_us: u64, said: ToNode, out: &mut Vec<Effect>) {
-        if said.epoch() < self.epoch {
-            return self.close(CloseReason::Deposed { seen: self.epoch, ours: said.epoch() }, out);
-        }
-        let open = self.is_open();
-        match said {
-            ToNode::Welcome(welcome) if !open => self.welcome(now_us, welcome, out),
-            ToNode::Welcome(_) => self.close(CloseReason::Protocol("a second welcome"), out),
-            _ if !open => self.close(CloseReason::Protocol("the first frame is not a welcome"), out),
-            said if said.epoch() > self.epoch => {
-                // One channel is one master with one epoch.
-                self.close(CloseReason::Protocol("the epoch changed within a channel"), out);
-            }
-            ToNode::Run(header, input) => self.offered(now_us, header, input),
-            ToNode::Cancel(cancel) => {
-                for run in cancel.runs {
-                    if self.runs.cancel(run) {
-                        out.push(Effect::Cancel(run));
-                    }
-                }
-            }
-            ToNode::Committed(committed) => {
-                for run in committed.runs {
-                    if self.runs.committed(run) {
-                        out.push(Effect::Cancel(run));
-                    }
-                }
-            }
-            ToNode::Drain(Drain { deadline_ms, .. }) if !self.own_drain() => {
-                self.drain(now_us, false, deadline_ms);
-            }
-            ToNode::Resume(_) if !self.own_drain() => self.draining = None,
-            ToNode::Drain(_) | ToNode::Resume(_) => {}
-        }
-    }
-
-    fn welcome(&mut self, now_us: u64, welcome: Welcome, out: &mut Vec<Effect>) {
-        if welcome.version == 0 || welcome.version > VERSION || welcome.version + 1 < VERSION {
-            let reason = CloseReason::Version { theirs: welcome.version, ours: VERSION };
-            return self.close(reason, out);
-        }
-        // A drain ordered by a master that is gone is forgotten: the new one orders it again if it still
-        // wants it. Keeping it would make this node refuse all work of a master that knows of no drain.
-        if self.draining.is_some_and(|drain| !drain.own && drain.epoch != welcome.epoch) {
-            self.draining = None;
-        }
-        self.epoch = welcome.epoch;
-        self.report_interval_ms = bounded_interval(welcome.report_interval_ms);
-        self.phase = Phase::Open { since_us: now_us };
-        self.runs.resend_all();
-    }
-
-    fn offered(&mut self, now_us: u64, header: Run, input: Bytes) {
-        let run = RunRef { task: header.task, run: header.run };
-        if self.draining.is_some() {
-            if !self.runs.knows(run.run) {
-                self.runs.forget(run.run);
-                self.hand_back("draining", [run]);
-            }
-            return;
-        }
-        match self.runs.take(now_us, header, input) {
-            Ok(()) => {}
-            Err(Refusal::Known) => {}
-            Err(Refusal::Full(reason)) => self.hand_back(&reason, [run]),
-        }
-    }
-
     fn hand_back(&mut self, reason: &str, runs: impl IntoIterator<Item = RunRef>) {
         match self.handbacks.iter_mut().find(|(known, _)| known == reason) {
             Some((_, list)) => list.extend(runs),
             None => self.handbacks.push((reason.to_owned(), runs.into_iter().collect())),
-        }
-    }
-
-    fn drain(&mut self, now_us: u64, own: bool, deadline_ms: Option<u64>) {
-        let deadline_us = deadline_ms.map(|ms| now_us.saturating_add(ms.saturating_mul(1_000)));
-        let epoch = self.epoch;
-        self.draining = Some(Draining { own, epoch, deadline_us, expired: false, give_up_us: None });
-        let waiting = self.runs.give_back_waiting();
-        if !waiting.is_empty() {
-            self.hand_back("draining", waiting);
         }
     }
 
@@ -614,45 +420,6 @@ impl Session {
         self.schedule(out);
     }
 
-    fn drain_on(&mut self, now_us: u64, drain: &mut Draining, out: &mut Vec<Effect>) {
-        if !drain.expired && drain.deadline_us.is_some_and(|deadline| now_us >= deadline) {
-            drain.expired = true;
-            let late = self.runs.abandon_running();
-            out.extend(late.iter().map(|back| Effect::Cancel(back.run)));
-            if !late.is_empty() {
-                self.hand_back("the drain's deadline passed", late);
-            }
-        }
-        if !drain.own {
-            return;
-        }
-        let (running, uncommitted) = (self.runs.active(), self.runs.kept());
-        if running == 0 && uncommitted == 0 && self.is_open() {
-            self.flush(out);
-            let leaving = ToMaster::Leaving(Leaving { epoch: self.epoch });
-            self.outbox.put(|message| leaving.put(message));
-            self.send_gathered(out);
-            out.push(Effect::Close(CloseReason::GoingAway));
-            return self.exit(ExitReason::Left, out);
-        }
-        if running == 0 || drain.expired {
-            let nothing_left = running == 0 && uncommitted == 0;
-            let end_us = if nothing_left {
-                now_us.saturating_add(FAREWELL_GRACE_US)
-            } else {
-                now_us.saturating_add(LEAVE_GRACE_US).max(drain.deadline_us.unwrap_or(0))
-            };
-            let give_up_us = *drain.give_up_us.get_or_insert(end_us);
-            if now_us >= give_up_us || (nothing_left && self.node.is_none()) {
-                let reason = match nothing_left {
-                    true => ExitReason::Left,
-                    false => ExitReason::Unfinished { running, uncommitted },
-                };
-                self.exit(reason, out);
-            }
-        }
-    }
-
     fn schedule(&mut self, out: &mut Vec<Effect>) {
         let phase = match self.phase {
             Phase::RegisterAt { us, .. } | Phase::ConnectAt { us } => Some(us),
@@ -670,9 +437,4 @@ impl Session {
             out.extend(wake_us.map(Effect::WakeAt));
         }
     }
-}
-
-/// A master that says 0 must not make the node report without pause, nor one that says a year silence it.
-fn bounded_interval(ms: u64) -> u64 {
-    ms.clamp(500, 5_000)
 }
