@@ -37,18 +37,28 @@ impl KeptFile {
         expected: &'static str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Result<T, Error> {
-        let mut buffer = [0; BUFFER_BYTES];
-        let length = self
-            .file
-            .read_at(&mut buffer, 0)
-            .map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        let bytes = buffer.get(..length).unwrap_or_default();
-        std::str::from_utf8(bytes).ok().and_then(parse).ok_or_else(|| Error::Parse {
-            path: self.path.clone(),
-            text: String::from_utf8_lossy(bytes).chars().take(80).collect(),
-            expected,
-        })
+        let read = read_once(&self.file, |bytes| {
+            std::str::from_utf8(bytes).ok().and_then(parse).ok_or_else(|| Error::Parse {
+                path: self.path.clone(),
+                text: String::from_utf8_lossy(bytes).chars().take(80).collect(),
+                expected,
+            })
+        });
+        read.unwrap_or_else(|source| Err(Error::Read { path: self.path.clone(), source }))
     }
+}
+
+/// The start of a file through `parse`, with one system call: the kernel renders small files whole.
+fn read_once<T>(file: &File, parse: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+    let mut buffer = [0; BUFFER_BYTES];
+    let length = file.read_at(&mut buffer, 0)?;
+    Ok(parse(buffer.get(..length).unwrap_or_default()))
+}
+
+/// A small file that is read once; `None` if it is not there or does not parse.
+fn read_small<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let file = File::open(path).ok()?;
+    read_once(&file, |bytes| std::str::from_utf8(bytes).ok().and_then(parse)).ok()?
 }
 
 /// Whether the error says that the thing read is not there (any more): a process that has ended gives
@@ -189,7 +199,7 @@ impl Proc {
     }
 
     fn stat(&self, pid: i32) -> Option<ProcessStat> {
-        parse_stat(&fs::read_to_string(self.root.join(format!("{pid}/stat"))).ok()?)
+        read_small(&self.root.join(format!("{pid}/stat")), parse_stat)
     }
 
     /// The threads of a process; none if it has ended.
@@ -203,8 +213,7 @@ impl Proc {
         if !budget.spend() {
             return None;
         }
-        let text = fs::read_to_string(self.root.join(format!("{pid}/task/{tid}/schedstat"))).ok()?;
-        ThreadTimes::parse(&text)
+        read_small(&self.root.join(format!("{pid}/task/{tid}/schedstat")), ThreadTimes::parse)
     }
 }
 

@@ -25,6 +25,9 @@ const MOST_FILES: u32 = 400;
 /// Samples asked for sooner than this after the last one are answered with the last one.
 const SHORTEST_GAP_NS: u64 = 100_000_000;
 const LONGEST_GAP_NS: u64 = 500_000_000;
+/// The same where no task ran since the last sample: then only others can make a difference, and they
+/// show soon enough in each report.
+const IDLE_GAP_NS: u64 = 450_000_000;
 /// Samples wait until their own cost is below this part of the allotted cores, within the two gaps.
 const COST_SHARE: f64 = 0.02;
 /// Effective capacity that moves by more than this part is worth a report at once.
@@ -109,6 +112,8 @@ struct Host {
 /// What a walk over the processes found.
 #[derive(Default)]
 struct Walk {
+    /// Whether no task of ours ran since the last one.
+    idle: bool,
     cpu_ns: u64,
     rss_bytes: u64,
     groups: BTreeMap<u32, u64>,
@@ -213,7 +218,8 @@ impl Sampler {
     }
 
     /// Looks at the kernel's counters and says what the last 500 … 1,000 ms were like. Asked again within
-    /// 100 ms (up to 500 ms where looking is dear: many threads on a small node) it says the same again.
+    /// 100 ms (up to 500 ms where no task ran, or where looking is dear: many threads on a small node) it
+    /// says the same again.
     /// Takes tens of microseconds at rest, a few milliseconds at most.
     ///
     /// # Errors
@@ -243,7 +249,8 @@ impl Sampler {
         let now_ns = self.tasks.now_ns();
         // A sample takes far less than 2⁵³ ns and cores are above 0, so the casts are as good as exact.
         let gap_ns = ((now_ns - begun_ns) as f64 / (COST_SHARE * allotted_cores)) as u64;
-        self.not_before_ns = now_ns + gap_ns.clamp(SHORTEST_GAP_NS, LONGEST_GAP_NS);
+        let shortest_ns = if walk.idle { IDLE_GAP_NS } else { SHORTEST_GAP_NS };
+        self.not_before_ns = now_ns + gap_ns.clamp(shortest_ns, LONGEST_GAP_NS);
         Ok(reading)
     }
 
@@ -273,6 +280,7 @@ impl Sampler {
         let mut budget = Budget::new(MOST_FILES);
         let tasks = self.tasks.look();
         let at_ns = self.tasks.now_ns();
+        let idle = tasks.threads.is_empty() && tasks.commands.is_empty();
         let elapsed_ns = self.looked_at_ns.map(|before| at_ns.saturating_sub(before));
         for ledger in [&mut self.slots, &mut self.commands, &mut self.foreign] {
             ledger.begin(elapsed_ns);
@@ -291,6 +299,7 @@ impl Sampler {
             Place::Container(_) => self.walk_container(&mut budget),
             Place::Host(_) => self.walk_commands(&tasks.commands, &mut budget),
         };
+        walk.idle = idle;
         self.commands.forget_unseen();
         self.foreign.forget_unseen();
         self.looked_at_ns = Some(at_ns);
