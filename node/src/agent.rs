@@ -9,7 +9,7 @@ use crate::{
     channel::{CLOSE_WITHIN, Channel, Happened, OpenError},
     config::{Config, registration},
     cpu::{Reading, SAMPLE_INTERVAL_MS, Sampler},
-    identity::{SavedSession, local_ip},
+    identity::{SavedSession, local_ip, local_ip_to},
     kinds::strays,
     slots::{Abilities, OnOver, Over, Slots},
 };
@@ -33,7 +33,7 @@ const MAX_INPUTS: usize = 256;
 /// Inputs taken before what they caused is sent.
 const BATCH: usize = 256;
 /// A report must be answered within this, or the next one is sent.
-const REPORT_WITHIN: Duration = Duration::from_secs(5);
+const REPORT_WITHIN: Duration = Duration::from_secs(3);
 /// A registration must be answered within this.
 const REGISTER_WITHIN: Duration = Duration::from_secs(15);
 /// The CPU is looked at this often, and with results.
@@ -208,7 +208,10 @@ impl Agent {
                     self.wake_at = None;
                     self.session.tick(self.now_us(), &mut out);
                 }
-                () = tokio::time::sleep_until(self.next_report.into()) => self.report(),
+                () = tokio::time::sleep_until(self.next_report.into()) => {
+                    self.check_route(&mut out);
+                    self.report();
+                }
                 _ = next_sample.tick() => {
                     self.sample(&mut out);
                 }
@@ -281,9 +284,8 @@ impl Agent {
                 None => local_ip(&client.url()).await.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             };
             let body = registration(&config, boot_id, ip, cores, memory);
-            let mut tokens = [of_life, join].into_iter().flatten();
             let mut result = Err(client::Error::Config("there is no token to register with".to_owned()));
-            while let Some(token) = tokens.next() {
+            for token in [of_life, join].into_iter().flatten() {
                 let call = async { client.register(&body, &token).await };
                 result = within(REGISTER_WITHIN, &client, call).await;
                 if !matches!(&result, Err(error) if matches!(error.status(), Some(401 | 403))) {
@@ -330,7 +332,7 @@ impl Agent {
             }
             Input::Opened(number, _) | Input::Channel(number, _) if number != self.channel_number => {}
             Input::Opened(_, Ok(channel)) => {
-                self.ip = self.config.ip.or(channel.local_ip).unwrap_or(self.ip);
+                self.ip = self.config.ip.unwrap_or(channel.local_ip);
                 self.channel = Some(channel);
                 self.session.connected(now_us, out);
             }
@@ -403,6 +405,15 @@ impl Agent {
             self.next_report = self.next_report.min(earliest.max(now));
         }
         self.reading.cpu.map(CpuSampleFields::from)
+    }
+
+    /// Cuts a channel whose own address is gone (the container left its network, or came back with
+    /// another address): silence would tell the same, but only after 15 s.
+    fn check_route(&mut self, out: &mut Vec<Effect>) {
+        let Some(channel) = &self.channel else { return };
+        if local_ip_to(channel.peer) != Some(channel.local_ip) {
+            self.closed("this node's address has changed", out);
+        }
     }
 
     /// Sends a report, unless one is under way, and plans the next.

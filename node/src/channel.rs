@@ -6,7 +6,11 @@ use futures_util::{SinkExt, StreamExt, stream::SplitSink, stream::SplitStream};
 use protocol::{frame::MAX_MESSAGE_BYTES, work::SUBPROTOCOL};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use session::close::CloseReason;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -69,8 +73,10 @@ pub(crate) struct Channel {
     orders: UnboundedSender<Order>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
-    /// The address from which the master is reached.
-    pub(crate) local_ip: Option<IpAddr>,
+    /// This end's address.
+    pub(crate) local_ip: IpAddr,
+    /// The master's end.
+    pub(crate) peer: SocketAddr,
 }
 
 impl Drop for Channel {
@@ -90,7 +96,7 @@ impl Channel {
         event: impl Fn(Happened) -> E + Clone + Send + 'static,
     ) -> Result<Self, OpenError> {
         let open = connect(url, session, ca_pem);
-        let (socket, local_ip) = tokio::time::timeout(CONNECT_WITHIN, open)
+        let (socket, local_ip, peer) = tokio::time::timeout(CONNECT_WITHIN, open)
             .await
             .map_err(|_| OpenError::Other(format!("no answer within {} s", CONNECT_WITHIN.as_secs())))??;
         let (sink, stream) = socket.split();
@@ -98,7 +104,7 @@ impl Channel {
         let (orders, waiting) = unbounded_channel();
         let reader = tokio::spawn(read(stream, events.clone(), event.clone()));
         let writer = tokio::spawn(write(sink, waiting, events, event));
-        Ok(Self { orders, reader, writer, local_ip })
+        Ok(Self { orders, reader, writer, local_ip, peer })
     }
 
     /// Sends a message; one that cannot be sent any more is told as [`Happened::Closed`].
@@ -123,7 +129,7 @@ async fn connect(
     url: &str,
     session: &Token,
     ca_pem: Option<&[u8]>,
-) -> Result<(Socket, Option<IpAddr>), OpenError> {
+) -> Result<(Socket, IpAddr, SocketAddr), OpenError> {
     let other = |error: &dyn std::fmt::Display| OpenError::Other(error.to_string());
     let mut request = url.into_client_request().map_err(|error| other(&error))?;
     let bearer = HeaderValue::try_from(format!("Bearer {}", session.expose()))
@@ -136,7 +142,8 @@ async fn connect(
     let tcp = TcpStream::connect((host, port)).await.map_err(|error| other(&error))?;
     // Messages are gathered already, so waiting for more only delays them.
     tcp.set_nodelay(true).map_err(|error| other(&error))?;
-    let local_ip = tcp.local_addr().ok().map(|address| address.ip());
+    let local_ip = tcp.local_addr().map_err(|error| other(&error))?.ip();
+    let peer = tcp.peer_addr().map_err(|error| other(&error))?;
     let stream: Box<dyn Stream> =
         if secure { Box::new(secured(tcp, host, ca_pem).await?) } else { Box::new(tcp) };
     let bounds = WebSocketConfig::default()
@@ -145,7 +152,7 @@ async fn connect(
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
     match client_async_with_config(request, stream, Some(bounds)).await {
-        Ok((socket, _)) => Ok((socket, local_ip)),
+        Ok((socket, _)) => Ok((socket, local_ip, peer)),
         Err(WebSocketError::Http(response)) => match response.status().as_u16() {
             status @ (401 | 404 | 410) => Err(OpenError::Unknown(status)),
             status => Err(OpenError::Other(format!("the master answers with status {status}"))),

@@ -47,16 +47,21 @@ impl SavedSession {
     }
 }
 
-/// The local address from which the master of this URL is reached. Asks the kernel's routing table: a UDP
-/// socket that is connected sends nothing.
+/// The local address from which the master of this URL is reached.
 pub(crate) async fn local_ip(url: &str) -> Option<IpAddr> {
     let uri: tokio_tungstenite::tungstenite::http::Uri = url.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
     let lookup = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80)));
     let master = tokio::time::timeout(RESOLVE_WITHIN, lookup).await.ok()?.ok()?.next()?;
-    let any: SocketAddr = if master.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    local_ip_to(master)
+}
+
+/// The local address from which this one is reached now; `None` without a route. Asks the kernel's routing
+/// table: a UDP socket that is connected sends nothing.
+pub(crate) fn local_ip_to(peer: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if peer.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(master).ok()?;
+    socket.connect(peer).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 

@@ -9,7 +9,7 @@ use crate::{
     cpu::{OomCounter, Tasks},
     kinds::{
         Failure,
-        command::{Commands, Progress},
+        command::{Commands, Ended as Performed, Progress},
         run_built_in,
         strays::TASK_NICE,
         too_large,
@@ -243,21 +243,25 @@ fn execute(shared: &Shared, job: &Job) -> Over {
         let error = Failure::new(ErrorCode::BadInput, "the input that arrived is no JSON");
         return Over::Ended(ended(Err(error), start.elapsed(), Duration::ZERO));
     };
-    let done = catch_unwind(AssertUnwindSafe(|| perform(shared, job, input)));
-    let (result, child_cpu) = match done {
-        Ok(Some(done)) => done,
-        Ok(None) => return Over::GaveBack(format!("kind {:?} is not here", job.kind)),
-        Err(panic) => {
-            let why = panic.downcast_ref::<&str>().map(|why| (*why).to_owned());
-            let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            (Err(Failure::task_error(format!("kind {:?} panicked: {why}", job.kind))), Duration::ZERO)
-        }
+    let (result, child_cpu) = match unless_it_panics(&job.kind, || perform(shared, job, input)) {
+        Some(done) => done,
+        None => return Over::GaveBack(format!("kind {:?} is not here", job.kind)),
     };
     Over::Ended(ended(result, start.elapsed(), thread_cpu().saturating_sub(cpu_start) + child_cpu))
 }
 
+/// What `work` says; a panic in it fails the task and nothing else.
+fn unless_it_panics(kind: &str, work: impl FnOnce() -> Option<Performed>) -> Option<Performed> {
+    // Nothing of what the work touches is used after a panic: it has its own input, buffers and processes.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<&str>().map(|why| (*why).to_owned());
+        let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Some((Err(Failure::task_error(format!("kind {kind:?} panicked: {why}"))), Duration::ZERO))
+    })
+}
+
 /// Does the work; `None` if this node has no such kind.
-fn perform(shared: &Shared, job: &Job, input: &RawValue) -> Option<(Result<String, Failure>, Duration)> {
+fn perform(shared: &Shared, job: &Job, input: &RawValue) -> Option<Performed> {
     let Attempt { task, cancel, progress, .. } = &*job.attempt;
     if let Err(stop) = cancel.check() {
         return Some((Err(stop.into()), Duration::ZERO));
@@ -293,4 +297,90 @@ fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended
     };
     let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
     Ended { outcome, result: Bytes::from(result), run_ms: ms(run), cpu_ms: ms(cpu), sample: None }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::cpu::{Config, Sampler};
+    use std::sync::mpsc::{Receiver as StdReceiver, channel};
+
+    fn slots() -> (Slots, StdReceiver<(RunId, Over)>) {
+        let sampler = Sampler::new(Config { cores: Some(1.0), ..Config::default() }).unwrap();
+        let (sender, overs) = channel();
+        let sender = Mutex::new(sender);
+        let on_over: OnOver = Arc::new(move |run, over| sender.lock().unwrap().send((run, over)).unwrap());
+        let (own, work_root) = (BTreeMap::new(), std::env::temp_dir());
+        let abilities = Abilities { own, allow_commands: false, work_root };
+        (Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over), overs)
+    }
+
+    fn run(counter: u64, kind: &str) -> Run {
+        Run {
+            epoch: 1,
+            task: TaskId(uuid::Uuid::now_v7()),
+            run: RunId::new(1, counter),
+            kind: kind.to_owned(),
+            timeout_ms: None,
+            deadline_in_ms: None,
+            cores: 1.0,
+            memory_bytes: 0,
+        }
+    }
+
+    fn outcome(over: Over) -> Outcome {
+        match over {
+            Over::Ended(ended) => ended.outcome,
+            Over::GaveBack(why) => panic!("{why}"),
+        }
+    }
+
+    #[test]
+    fn a_thread_takes_one_task_after_the_other_at_nice_10() {
+        let (mut slots, overs) = slots();
+        for counter in 0..50 {
+            slots.start(run(counter, "fib"), Bytes::from_static(br#"{"n":5}"#));
+            let (done, over) = overs.recv().unwrap();
+            assert_eq!(done, RunId::new(1, counter));
+            assert_eq!(outcome(over), Outcome::Succeeded);
+            slots.over(done);
+        }
+        assert_eq!(slots.threads, 1);
+        assert!(!slots.any_busy());
+    }
+
+    #[test]
+    fn tasks_run_side_by_side_and_each_is_cancelled_alone() {
+        let (mut slots, overs) = slots();
+        for counter in 0..3 {
+            slots.start(run(counter, "sleep"), Bytes::from_static(br#"{"ms":3600000}"#));
+        }
+        assert_eq!(slots.running(&BTreeMap::new()).len(), 3);
+        slots.cancel(RunId::new(1, 1));
+        let (done, over) = overs.recv().unwrap();
+        assert_eq!((done, outcome(over)), (RunId::new(1, 1), Outcome::Cancelled));
+        assert!(slots.any_busy());
+        drop(slots);
+        for _ in 0..2 {
+            assert_eq!(outcome(overs.recv().unwrap().1), Outcome::Cancelled);
+        }
+    }
+
+    #[test]
+    fn a_panic_fails_the_task_and_says_what_it_said() {
+        let done = unless_it_panics("fib", || panic!("boom {}", 1));
+        let Some((Err(Failure::Failed { error, .. }), _)) = done else { panic!("not a failure") };
+        assert_eq!(error.code, ErrorCode::TaskError);
+        assert!(error.message.contains("boom 1"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_result_that_is_too_large_is_not_kept() {
+        let long = "x".repeat(MAX_RESULT_BYTES + 1);
+        let Ended { outcome, result, .. } = ended(Ok(long), Duration::ZERO, Duration::ZERO);
+        let Outcome::Failed(error) = outcome else { panic!("not a failure") };
+        assert_eq!(error.code, ErrorCode::ResultTooLarge);
+        assert!(result.is_empty());
+    }
 }

@@ -1,6 +1,12 @@
 //! Commands on real programs: results, bounds, and that nothing of them is left. A test process of its own,
 //! because it becomes the reaper of all that its children leave behind.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    reason = "tests"
+)]
 
 use node::{
     cancel::{Cancel, Stop},

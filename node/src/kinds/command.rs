@@ -108,7 +108,6 @@ impl Commands {
     }
 
     /// The kind `run`. The result is `{"exit_code","stdout","truncated"}`, also of a program that failed.
-    #[must_use]
     pub fn run(&self, task: TaskId, input: &RawValue, cancel: &Cancel, progress: &Progress) -> Ended {
         let input = match run_input(input) {
             Ok(input) => input,
@@ -127,7 +126,6 @@ impl Commands {
     }
 
     /// A kind of `kinds.toml`: the input goes to standard input, the result comes from standard output.
-    #[must_use]
     pub fn own(
         &self,
         kind: &OwnKind,

@@ -54,11 +54,10 @@ impl Accumulator {
         let fraction_digits = digits.split_once('.').map_or(0, |(_, fraction)| fraction.len());
         // Within 0 … 2·UNITS by the bounds on digits and exponent.
         let lowest = UNITS as i64 + exponent - fraction_digits as i64;
-        let mut place = usize::try_from(lowest).unwrap_or(0);
-        for digit in digits.bytes().rev().filter(u8::is_ascii_digit) {
+        let lowest = usize::try_from(lowest).unwrap_or(0);
+        for (place, digit) in (lowest..).zip(digits.bytes().rev().filter(u8::is_ascii_digit)) {
             let value = i64::from(digit - b'0') * POWERS[place % LIMB_DIGITS];
             self.limbs[place / LIMB_DIGITS] += if negative { -value } else { value };
-            place += 1;
         }
     }
 
