@@ -40,26 +40,26 @@ pub enum Bearer {
 /// Something for the shell to do. Effects are done in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// `POST /v1/nodes`; answered by [`Session::registered`] or [`Session::register_failed`].
+    /// `POST /v1/nodes`; answered by [`Session::registered`](super::Session::registered) or [`Session::register_failed`](super::Session::register_failed).
     Register {
         /// With this token.
         bearer: Bearer,
     },
-    /// Open the work channel; answered by [`Session::connected`] or [`Session::connect_failed`].
+    /// Open the work channel; answered by [`Session::connected`](super::Session::connected) or [`Session::connect_failed`](super::Session::connect_failed).
     Connect {
         /// The node of the URL.
         node: NodeId,
     },
-    /// Write this WebSocket message; once it is written, say so with [`Session::written`].
+    /// Write this WebSocket message; once it is written, say so with [`Session::written`](super::Session::written).
     Send(Bytes),
     /// Close the channel, after what was sent is written or a second has passed; answered by
-    /// [`Session::disconnected`] (unless an [`Effect::Exit`] follows).
+    /// [`Session::disconnected`](super::Session::disconnected) (unless an [`Effect::Exit`] follows).
     Close(CloseReason),
-    /// Start this run with this input; answered by [`Session::ended`] or [`Session::gave_back`].
+    /// Start this run with this input; answered by [`Session::ended`](super::Session::ended) or [`Session::gave_back`](super::Session::gave_back).
     Start(Box<Run>, Bytes),
-    /// Stop this run; it is still answered by [`Session::ended`], once its slot is free.
+    /// Stop this run; it is still answered by [`Session::ended`](super::Session::ended), once its slot is free.
     Cancel(RunId),
-    /// Call [`Session::tick`] at this time (monotonic microseconds); replaces the time named before.
+    /// Call [`Session::tick`](super::Session::tick) at this time (monotonic microseconds); replaces the time named before.
     WakeAt(u64),
     /// End the process, after what was sent is written or a second has passed.
     Exit(ExitReason),
