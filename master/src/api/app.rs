@@ -1,0 +1,280 @@
+//! What every handler has: the brain, the store, and the tables that live beside them.
+
+use super::{failure::Failure, routes::Index, schemas::Schemas};
+use crate::{
+    auth::{Principal, TokenHash, Tokens},
+    brain::Brain,
+    hosts::Hosts,
+    pools::{Board, WriteIf},
+    store::Store,
+};
+use protocol::{
+    NodeId, Problem, TaskId,
+    auth::TokenInfo,
+    pool::{ManagerHello, ManagerView, PoolSpec, PoolView},
+    task::Task,
+};
+use scheduler::{
+    Core, TaskFilter,
+    effect::Answer,
+    event::{ClientId, Event, Now, ReplyId},
+};
+use service::Secret;
+use std::sync::Arc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use crate::brain::Replies;
+
+/// Shared by all requests; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Parts>);
+
+/// What an [`App`] is made of.
+pub(crate) struct Parts {
+    /// The task that owns the scheduler.
+    pub(crate) brain: Brain,
+    /// What outlives the process.
+    pub(crate) store: Arc<dyn Store>,
+    /// The tokens that are valid.
+    pub(crate) tokens: Tokens,
+    /// The pools.
+    pub(crate) pools: Board,
+    /// One writer of pools at a time, so that a condition holds until its write is committed.
+    pub(crate) pool_writer: tokio::sync::Mutex<()>,
+    /// The hosts that are answered to.
+    pub(crate) hosts: Hosts,
+    /// What each route asks for.
+    pub(crate) routes: Index,
+    /// Whether requests without a token may do everything (`--insecure-loopback`).
+    pub(crate) open: bool,
+    /// Ends streams and long polls.
+    pub(crate) shutdown: CancellationToken,
+    /// Streams and work channels.
+    pub(crate) tasks: TaskTracker,
+    /// Schemas of own kinds.
+    pub(crate) schemas: Schemas,
+}
+
+/// A token for one use that was taken out of use for a registration that is going on.
+pub(crate) struct Spent {
+    hash: TokenHash,
+    info: Arc<TokenInfo>,
+}
+
+fn stopping() -> Failure {
+    Problem::unavailable("the master is stopping; try again in a moment").into()
+}
+
+fn store_failed(error: &impl std::fmt::Display) -> Failure {
+    tracing::error!(%error, "the store failed");
+    Problem::unavailable(format!("the store failed: {error}; the request may be repeated")).into()
+}
+
+impl App {
+    /// An app of these parts.
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+    pub(crate) fn pools(&self) -> &Board {
+        &self.0.pools
+    }
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.0.hosts
+    }
+    pub(crate) fn routes(&self) -> &Index {
+        &self.0.routes
+    }
+    pub(crate) fn schemas(&self) -> &Schemas {
+        &self.0.schemas
+    }
+    pub(crate) fn shutdown(&self) -> CancellationToken {
+        self.0.shutdown.clone()
+    }
+    /// Whether requests without a token may do everything.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.open
+    }
+
+    /// Runs a stream beside the requests; the master waits for it at its end.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Waits at most so long for the streams to end; whether they did.
+    pub(crate) async fn streams_end(&self, bound: std::time::Duration) -> bool {
+        self.0.tasks.close();
+        tokio::time::timeout(bound, self.0.tasks.wait()).await.is_ok()
+    }
+
+    /// Now, on both clocks.
+    pub(crate) fn now(&self) -> Now {
+        self.0.brain.now()
+    }
+
+    /// The instant `ms` from now on the scheduler's clock.
+    pub(crate) fn until_us(&self, ms: u64) -> u64 {
+        self.now().mono_us.saturating_add(ms.saturating_mul(1_000))
+    }
+
+    /// A new waiting caller.
+    pub(crate) fn reply(&self) -> (ReplyId, Replies) {
+        self.0.brain.reply()
+    }
+
+    /// Sends an event that nobody waits for.
+    pub(crate) async fn tell(&self, event: Event) -> Result<(), Failure> {
+        self.0.brain.send(event).await.map_err(|_| stopping())
+    }
+
+    /// Sends an event and waits for its one answer. A caller that goes away in between is reported to
+    /// the scheduler by the drop of the reply.
+    pub(crate) async fn ask(&self, event: impl FnOnce(ReplyId) -> Event) -> Result<Answer, Failure> {
+        let (reply, mut replies) = self.reply();
+        self.tell(event(reply)).await?;
+        replies.next().await.ok_or_else(stopping)
+    }
+
+    /// Reads the scheduler's state.
+    pub(crate) async fn query<R: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Core, Now) -> R + Send + 'static,
+    ) -> Result<R, Failure> {
+        self.0.brain.query(read).await.map_err(|_| stopping())
+    }
+
+    /// An answer that does not belong to its question.
+    pub(crate) fn unexpected(&self, answer: &Answer) -> Failure {
+        tracing::error!(?answer, "the scheduler gave an answer that does not belong to its question");
+        Problem::internal("this is our fault").into()
+    }
+
+    /// Who holds this token; `None` if nobody does.
+    pub(crate) async fn identify(&self, token: &str) -> Result<Option<Principal>, Failure> {
+        let hash = service::token::hash(token);
+        if let Some(info) = self.tokens().find(&hash, self.now().wall) {
+            return Ok(Some(Principal::Token { info, hash }));
+        }
+        let node = self.query(move |core, now| core.session(&hash, now)).await?;
+        Ok(node.map(Principal::Node))
+    }
+
+    /// A new secret and its hash.
+    pub(crate) fn new_secret(&self) -> Result<(Secret, TokenHash), Failure> {
+        let token = service::token::generate().map_err(|error| {
+            tracing::error!(%error, "a token cannot be made");
+            Problem::internal(error.to_string())
+        })?;
+        let hash = service::token::hash(token.expose());
+        Ok((token, hash))
+    }
+
+    /// Takes the caller's token out of use for good, if it is one for a single use.
+    pub(crate) async fn spend(&self, principal: &Principal) -> Result<Option<Spent>, Failure> {
+        let Principal::Token { info, hash } = principal else { return Ok(None) };
+        if !info.single_use {
+            return Ok(None);
+        }
+        let Some(info) = self.tokens().take(hash) else {
+            return Err(Problem::unauthenticated("this token was for one use, and it has been used").into());
+        };
+        let spent = Spent { hash: *hash, info };
+        if let Err(error) = self.0.store.remove_token(spent.info.id).await {
+            self.tokens().insert(spent.hash, spent.info);
+            return Err(store_failed(&error));
+        }
+        Ok(Some(spent))
+    }
+
+    /// Puts a token back that led to no registration.
+    pub(crate) async fn give_back(&self, spent: Spent) {
+        match self.0.store.put_token(&spent.hash, &spent.info).await {
+            Ok(()) => self.tokens().insert(spent.hash, spent.info),
+            // The token is lost, which is safe: whoever mints it mints another.
+            Err(error) => tracing::warn!(%error, "a join token that was not used up could not be kept"),
+        }
+    }
+
+    /// Stores a token and takes it into use; drops expired ones to make room.
+    pub(crate) async fn add_token(&self, hash: TokenHash, info: &TokenInfo) -> Result<(), Failure> {
+        for id in self.tokens().sweep(info.created_at) {
+            // One that stays behind in the store is dropped at the next start.
+            if let Err(error) = self.0.store.remove_token(id).await {
+                tracing::warn!(%error, "an expired token stays in the store");
+            }
+        }
+        if self.tokens().len() >= crate::auth::MAX_TOKENS {
+            return Err(Problem::conflict("there are too many valid tokens; revoke some first").into());
+        }
+        self.0.store.put_token(&hash, info).await.map_err(|error| store_failed(&error))?;
+        self.tokens().insert(hash, Arc::new(info.clone()));
+        Ok(())
+    }
+
+    /// Revokes a token.
+    pub(crate) async fn remove_token(&self, id: uuid::Uuid) -> Result<(), Failure> {
+        let Some(hash) = self.tokens().hash_of(id) else {
+            return Err(Problem::not_found(format!("there is no token {id}")).into());
+        };
+        self.0.store.remove_token(id).await.map_err(|error| store_failed(&error))?;
+        self.tokens().take(&hash);
+        Ok(())
+    }
+
+    /// A task that only the store still has.
+    pub(crate) async fn ended_task(&self, id: TaskId) -> Result<Option<(Arc<Task>, ClientId)>, Failure> {
+        self.0.store.ended_task(id).await.map_err(|error| store_failed(&error))
+    }
+
+    /// Ended tasks of the store, newest first.
+    pub(crate) async fn ended_tasks(
+        &self,
+        filter: &TaskFilter,
+    ) -> Result<Vec<(Arc<Task>, ClientId)>, Failure> {
+        self.0.store.ended_tasks(filter).await.map_err(|error| store_failed(&error))
+    }
+
+    /// Writes a pool, first to the store, then to the board; true if it was not there before.
+    pub(crate) async fn put_pool(
+        &self,
+        name: &str,
+        spec: PoolSpec,
+        condition: WriteIf,
+    ) -> Result<(bool, PoolView), Failure> {
+        let _one_at_a_time = self.0.pool_writer.lock().await;
+        let (revision, created) = self.pools().next_revision(name, &condition)?;
+        self.0.store.put_pool(name, revision, &spec).await.map_err(|error| store_failed(&error))?;
+        self.pools().set(name, revision, spec);
+        let view = self.pools().view(name).ok_or_else(|| Problem::internal("a pool vanished"))?;
+        Ok((created, view))
+    }
+
+    /// Notes that a manager keeps its pool, and makes the pool with no nodes if it is not there.
+    pub(crate) async fn manager_hello(&self, hello: ManagerHello) -> Result<ManagerView, Failure> {
+        if self.pools().view(&hello.pool).is_none() {
+            let empty = PoolSpec { desired: Some(0), ..PoolSpec::default() };
+            match self.put_pool(&hello.pool, empty, WriteIf::Absent).await {
+                // Somebody else made it meanwhile.
+                Ok(_) | Err(Failure(Problem { status: 412, .. })) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(self.pools().hold(hello, tokio::time::Instant::now(), self.now().wall)?)
+    }
+
+    /// Whether the scheduler answers and the store takes writes.
+    pub(crate) async fn check_ready(&self) -> Result<(), Failure> {
+        self.query(|_, _| ()).await?;
+        self.0.store.check_writable().await.map_err(|error| store_failed(&error))
+    }
+
+    /// Serves a node's work channel until it closes.
+    pub(crate) async fn serve_link(&self, node: NodeId, socket: axum::extract::ws::WebSocket) {
+        // Counted among the streams, so that the master's end waits for it to say good-bye.
+        let link = crate::link::serve(self.0.brain.clone(), node, socket, self.shutdown());
+        self.0.tasks.track_future(link).await;
+    }
+}

@@ -1,0 +1,241 @@
+//! `POST /v1/tasks/batch`: many tasks in, their answers out as they come, one JSON object a line.
+//!
+//! One task per stream joins three flows: lines from the caller, answers from the scheduler, lines to
+//! the caller. It reads no new line while a line waits for room in the scheduler's queue, while too
+//! many answers are unread, or while too many lines are in flight. When the caller goes away (or reads
+//! nothing for the server's write-stall bound) the stream ends; what was accepted goes on.
+
+use super::{
+    app::{App, Replies},
+    body::{self, check_media_type},
+    failure::Failure,
+    lines::{Line, Lines},
+    outflow::{Outflow, outflow},
+    params, spec,
+};
+use crate::{auth::Principal, guard::RequestId};
+use axum::{
+    Extension,
+    extract::{Request, State},
+    response::Response,
+};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use http::{HeaderValue, header};
+use protocol::{
+    Problem, TaskId,
+    batch::{BatchAnswer, BatchEvent, BatchLine},
+    task::MAX_BODY_BYTES,
+};
+use scheduler::{
+    effect::{Answer, Refusal},
+    event::{ClientId, Event, ReplyId, Submission, Wait},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Media type of a batch, both ways.
+const NDJSON: &str = "application/x-ndjson";
+/// Most lines of one stream that are not answered for good.
+const MAX_IN_FLIGHT: usize = 100_000;
+/// How long a stream may bring no line while it waits for no answer either.
+const IDLE: Duration = Duration::from_secs(300);
+/// How long the stream waits before it offers lines again that found the queue full.
+const FULL_RETRY: Duration = Duration::from_millis(50);
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchQuery {
+    ack: Option<u8>,
+    detach: Option<u8>,
+}
+
+/// `POST /v1/tasks/batch`.
+pub(crate) async fn batch(
+    State(app): State<App>,
+    Extension(principal): Extension<Principal>,
+    Extension(request_id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let (parts, body) = request.into_parts();
+    let query: BatchQuery = body::query(&parts.uri)?;
+    check_media_type(&parts.headers, NDJSON)?;
+    let mode = Mode { ack: params::flag("ack", query.ack)?, detach: params::flag("detach", query.detach)? };
+    let (out, out_body) = outflow();
+    let stream = Stream {
+        app: app.clone(),
+        principal,
+        request_id,
+        mode,
+        out,
+        pending: FuturesUnordered::new(),
+        refused: Vec::new(),
+    };
+    app.spawn(stream.run(Lines::new(body, MAX_BODY_BYTES)));
+    let mut response = Response::new(out_body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    Ok(response)
+}
+
+#[derive(Clone, Copy)]
+struct Mode {
+    ack: bool,
+    detach: bool,
+}
+
+/// A line that was offered to the scheduler, kept so that it can be offered again if the queue is full.
+struct Offered {
+    number: u64,
+    name: Option<String>,
+    submission: Box<Submission>,
+}
+
+type NextAnswer = BoxFuture<'static, (Box<Offered>, Option<Answer>, Replies)>;
+
+struct Stream {
+    app: App,
+    principal: Principal,
+    request_id: RequestId,
+    mode: Mode,
+    out: Outflow,
+    pending: FuturesUnordered<NextAnswer>,
+    // Lines that found the queue full.
+    refused: Vec<Box<Offered>>,
+}
+
+impl Stream {
+    async fn run(mut self, mut lines: Lines) {
+        let mut open = true;
+        let mut retry_at = Instant::now();
+        let shutdown = self.app.shutdown();
+        while open || !self.pending.is_empty() || !self.refused.is_empty() {
+            let room = self.out.has_room();
+            let may_read = open && room && self.refused.is_empty() && self.pending.len() < MAX_IN_FLIGHT;
+            let idle = open && self.pending.is_empty() && self.refused.is_empty();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.out.closed() => return,
+                line = lines.next(), if may_read => match line {
+                    Ok(Some(line)) => self.take(line).await,
+                    Ok(None) => open = false,
+                    // The connection broke inside the body: nobody is there to be answered.
+                    Err(_) => return,
+                },
+                Some((offered, answer, replies)) = self.pending.next(), if room && !self.pending.is_empty() => {
+                    if self.answered(offered, answer, replies) {
+                        retry_at = Instant::now() + FULL_RETRY;
+                    }
+                },
+                () = self.out.room(), if !room => {}
+                () = tokio::time::sleep_until(retry_at), if !self.refused.is_empty() => {
+                    for offered in std::mem::take(&mut self.refused) {
+                        self.offer(offered).await;
+                    }
+                }
+                () = tokio::time::sleep(IDLE), if idle => open = false,
+            }
+        }
+    }
+
+    async fn take(&mut self, line: Line) {
+        let Line { number, text } = line;
+        let text = match text {
+            Ok(text) => text,
+            Err(problem) => return self.fault(number, None, problem),
+        };
+        let parsed = std::str::from_utf8(&text)
+            .map_err(|error| Problem::malformed(format!("the line is not UTF-8: {error}")))
+            .and_then(|text| {
+                body::check_depth(text)?;
+                BatchLine::parse(text.as_bytes()).map_err(|error| body::classify(text, &error))
+            });
+        let mut line = match parsed {
+            Ok(line) => line,
+            Err(problem) => return self.fault(number, None, problem),
+        };
+        let name = line.r#ref.take();
+        let client = self.principal.client();
+        match submission(&self.app, client, self.mode, line).await {
+            Ok(submission) => self.offer(Box::new(Offered { number, name, submission })).await,
+            Err(problem) => self.fault(number, name, problem),
+        }
+    }
+
+    async fn offer(&mut self, mut offered: Box<Offered>) {
+        let (reply, replies) = self.app.reply();
+        offered.submission.reply = reply;
+        let event = Event::Submit(offered.submission.clone());
+        match self.app.tell(event).await {
+            Ok(()) => self.expect(offered, replies),
+            Err(Failure(problem)) => self.fault(offered.number, offered.name, problem),
+        }
+    }
+
+    fn expect(&self, offered: Box<Offered>, mut replies: Replies) {
+        let next = async move {
+            let answer = replies.next().await;
+            (offered, answer, replies)
+        };
+        self.pending.push(next.boxed());
+    }
+
+    /// Passes an answer on; true if the queue was full, so that the line has to wait.
+    fn answered(&mut self, offered: Box<Offered>, answer: Option<Answer>, replies: Replies) -> bool {
+        let (number, name) = (offered.number, offered.name.clone());
+        match answer {
+            Some(Answer::Accepted(task)) => {
+                self.say(number, name, BatchEvent::Accepted { id: task.id });
+                if !self.mode.detach {
+                    self.expect(offered, replies);
+                }
+            }
+            Some(Answer::Finished(task) | Answer::Unfinished(task) | Answer::Cancelled(task)) => {
+                self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
+            }
+            Some(Answer::Refused(Refusal::QueueFull { .. })) => {
+                self.refused.push(offered);
+                return true;
+            }
+            Some(Answer::Refused(refusal)) => self.fault(number, name, Failure::from(refusal).0),
+            Some(other) => self.fault(number, name, self.app.unexpected(&other).0),
+            None => self.fault(number, name, Problem::unavailable("the master is stopping")),
+        }
+        false
+    }
+
+    fn fault(&self, number: u64, name: Option<String>, mut problem: Problem) {
+        problem.request_id.clone_from(&self.request_id.0);
+        self.say(number, name, BatchEvent::Error { problem });
+    }
+
+    fn say(&self, line: u64, name: Option<String>, event: BatchEvent) {
+        // Structs of strings and numbers: serialising them to memory cannot fail.
+        let mut text = serde_json::to_vec(&BatchAnswer { r#ref: name, line, event }).unwrap_or_default();
+        text.push(b'\n');
+        self.out.put(text);
+    }
+}
+
+async fn submission(
+    app: &App,
+    client: ClientId,
+    Mode { ack, detach }: Mode,
+    line: BatchLine,
+) -> Result<Box<Submission>, Problem> {
+    let BatchLine { idempotency_key, spec, .. } = line;
+    if let Some(key) = &idempotency_key {
+        spec::check_key(key)?;
+    }
+    spec::check(app, &spec).await.map_err(|failure| failure.0)?;
+    let durability = spec::durability(spec.durability, ack || detach || idempotency_key.is_some())?;
+    let key = idempotency_key.map(|key| (Arc::from(key), spec::fingerprint(&spec)));
+    Ok(Box::new(Submission {
+        id: TaskId(uuid::Uuid::now_v7()),
+        spec,
+        durability,
+        client,
+        key,
+        // Set anew each time that the line is offered.
+        reply: ReplyId(0),
+        wait: if detach { Wait::Accepted } else { Wait::Stream { ack } },
+    }))
+}

@@ -1,0 +1,166 @@
+//! Reading what a caller sent: media type, size, time, depth, JSON, query.
+
+use super::failure::Failure;
+use axum::{body::Body, extract::Query};
+use http::{HeaderMap, Uri, header, request::Parts};
+use http_body_util::BodyExt as _;
+use protocol::{Problem, task::MAX_BODY_BYTES};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use std::time::Duration;
+
+/// How long a JSON body may take to arrive.
+pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// Deepest nesting of objects and arrays.
+pub(crate) const MAX_DEPTH: usize = 128;
+/// What is still read of a body that is too large, so that a client that writes it all before it reads
+/// sees the answer and not a broken connection.
+const DRAIN_BYTES: usize = 8 * MAX_BODY_BYTES;
+
+/// Checks that the body is of this media type; parameters do not matter.
+pub(crate) fn check_media_type(headers: &HeaderMap, wanted: &'static str) -> Result<(), Problem> {
+    let given = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
+    let essence = given.map(|text| text.split(';').next().unwrap_or_default().trim());
+    if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case(wanted)) {
+        let given = given.unwrap_or("nothing");
+        return Err(Problem::unsupported_media_type(format!("Content-Type is {given}, must be {wanted}")));
+    }
+    let plain = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(plain) {
+        return Err(Problem::unsupported_media_type("Content-Encoding is not understood; send it plain"));
+    }
+    Ok(())
+}
+
+/// Reads a JSON body.
+pub(crate) async fn json<T: DeserializeOwned>(parts: &Parts, body: Body) -> Result<T, Failure> {
+    check_media_type(&parts.headers, "application/json")?;
+    let bytes = bytes(body).await?;
+    Ok(parse(&bytes)?)
+}
+
+/// Reads a JSON body; an absent one, whatever its media type, is the default.
+pub(crate) async fn json_or_default<T: DeserializeOwned + Default>(
+    parts: &Parts,
+    body: Body,
+) -> Result<T, Failure> {
+    let bytes = bytes(body).await?;
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    check_media_type(&parts.headers, "application/json")?;
+    Ok(parse(&bytes)?)
+}
+
+/// The whole body, within [`MAX_BODY_BYTES`] and [`BODY_DEADLINE`].
+pub(crate) async fn bytes(body: Body) -> Result<Vec<u8>, Failure> {
+    let read = tokio::time::timeout(BODY_DEADLINE, collect(body)).await;
+    Ok(read.map_err(|_| {
+        let seconds = BODY_DEADLINE.as_secs();
+        Problem::request_timeout(format!("the body did not arrive within {seconds} s"))
+    })??)
+}
+
+async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+    let mut collected = Vec::new();
+    let mut seen = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Problem::malformed(format!("the body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        seen += data.len();
+        if seen <= MAX_BODY_BYTES {
+            collected.extend_from_slice(&data);
+        } else if seen > DRAIN_BYTES {
+            break;
+        }
+    }
+    if seen > MAX_BODY_BYTES {
+        return Err(Problem::too_large(format!("the body is over {MAX_BODY_BYTES} bytes")));
+    }
+    Ok(collected)
+}
+
+/// Reads JSON: 400 if it is not JSON or too deep, 422 naming the place if it is not the JSON that is meant.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Problem::malformed(format!("the body is not UTF-8: {error}")))?;
+    check_depth(text)?;
+    serde_json::from_str(text).map_err(|error| classify(text, &error))
+}
+
+/// Whether a text that serde refused is JSON at all decides between 400 and 422: serde alone cannot
+/// tell, because it stops at the first fault, and calls a number that no float holds a syntax error.
+pub(crate) fn classify(text: &str, error: &serde_json::Error) -> Problem {
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Err(syntax) => Problem::malformed(format!("not JSON: {syntax}")),
+        Ok(IgnoredAny) => Problem::invalid(error.to_string()),
+    }
+}
+
+/// Refuses JSON that nests deeper than [`MAX_DEPTH`], before anything recursive sees it.
+pub(crate) fn check_depth(text: &str) -> Result<(), Problem> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(Problem::malformed(format!("the JSON nests deeper than {MAX_DEPTH} levels")));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the query; unknown names and wrong values are 422.
+pub(crate) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    let Query(query) = Query::<T>::try_from_uri(uri)
+        .map_err(|rejection| Problem::invalid(format!("query: {}", rejection.body_text())))?;
+    Ok(query)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        #[allow(dead_code, reason = "only parsed")]
+        cores: f64,
+    }
+
+    fn status(text: &str) -> u16 {
+        parse::<Sample>(text.as_bytes()).map_or_else(|problem| problem.status, |_| 200)
+    }
+
+    #[test]
+    fn what_is_not_json_is_400_and_what_is_the_wrong_json_is_422() {
+        assert_eq!(status(r#"{"cores":1.5}"#), 200);
+        for malformed in ["", "{", r#"{"cores":NaN}"#, r#"{"cores":1}x"#, r#"{"cores":"a",}"#, "\u{0}"] {
+            assert_eq!(status(malformed), 400, "{malformed:?}");
+        }
+        for invalid in [r#"{"cores":1e999}"#, r#"{"cores":"1"}"#, r#"{"cores":1,"x":2}"#, "[]", "{}", "null"]
+        {
+            assert_eq!(status(invalid), 422, "{invalid:?}");
+        }
+        assert_eq!(parse::<Sample>(b"{\"cores\":\"\xff\"}").unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn depth_is_counted_outside_of_strings() {
+        check_depth(&format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH))).unwrap();
+        assert_eq!(check_depth(&"[".repeat(MAX_DEPTH + 1)).unwrap_err().status, 400);
+        check_depth(&format!("\"{}\\\"{}\"", "[".repeat(500), "{".repeat(500))).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        let problem = parse::<Sample>(br#"{"cores":1,"sores":2}"#).unwrap_err();
+        assert!(problem.detail.contains("sores"), "{}", problem.detail);
+    }
+}

@@ -1,0 +1,17 @@
+//! The HTTP API (contract sections 2 and 4), one file per part of it.
+
+pub(crate) mod app;
+mod batch;
+mod body;
+pub(crate) mod failure;
+mod lines;
+mod nodes;
+mod outflow;
+mod params;
+mod pools;
+pub(crate) mod routes;
+mod schemas;
+mod spec;
+mod tasks;
+mod tokens;
+mod whole;

@@ -1,0 +1,105 @@
+//! What the master is told at its start, and why it may refuse to start.
+
+use scheduler::Policy;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+use tokio::sync::oneshot;
+
+/// What the master is told at its start. [`Config::new`] has the contract's defaults.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Directory of the database and of `context.toml`; made if it is not there, mode 0700.
+    pub state_dir: PathBuf,
+    /// Serve without tokens. Only on a loopback address.
+    pub insecure_loopback: bool,
+    /// File with an admin token, made (0600) if it is not there.
+    pub bootstrap_token_file: Option<PathBuf>,
+    /// Hosts that are answered to, beside IP literals, `localhost` and the machine's own name.
+    pub allow_hosts: Vec<String>,
+    /// Silence after which a node counts as lost, in milliseconds.
+    pub node_lost_after_ms: u64,
+    /// How nodes are chosen.
+    pub policy: Policy,
+    /// Most tasks that wait.
+    pub queue_max_tasks: u64,
+    /// Most bytes of tasks that have not ended.
+    pub queue_max_bytes: u64,
+    /// Most bytes of ended tasks in the store; the oldest are dropped first.
+    pub store_max_bytes: u64,
+    /// Name or URL of this master, as `GET /v1/status` shows it; the bound address if empty.
+    pub name: String,
+    /// Version of the program, as it is shown.
+    pub version: String,
+    /// Told the bound address once requests are answered.
+    pub on_ready: Option<oneshot::Sender<SocketAddr>>,
+}
+
+impl Config {
+    /// A master on 127.0.0.1:7400 with the contract's defaults and this state directory.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        let core = scheduler::Config::default();
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7_400)),
+            state_dir: state_dir.into(),
+            insecure_loopback: false,
+            bootstrap_token_file: None,
+            allow_hosts: Vec::new(),
+            node_lost_after_ms: core.node_lost_after_ms,
+            policy: core.policy,
+            queue_max_tasks: core.queue_max_tasks,
+            queue_max_bytes: core.queue_max_bytes,
+            store_max_bytes: 10 << 30,
+            name: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            on_ready: None,
+        }
+    }
+}
+
+/// Why the master did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `insecure_loopback` with an address that others can reach.
+    #[error(
+        "--insecure-loopback serves without tokens, so it needs a loopback address; {listen} is none. Use --listen 127.0.0.1:7400, or tokens: --bootstrap-token-file FILE"
+    )]
+    InsecureOffLoopback {
+        /// Where it was to listen.
+        listen: SocketAddr,
+    },
+    /// No token at all, and no leave to serve without.
+    #[error(
+        "no token exists, so nobody could use this master. Give --bootstrap-token-file FILE to have an admin token read or made, or --insecure-loopback to serve a loopback address without tokens"
+    )]
+    NoTokens,
+    /// The token file cannot be used.
+    #[error("token file {}: {why}", file.display())]
+    TokenFile {
+        /// The file.
+        file: PathBuf,
+        /// For people.
+        why: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {source}. Another program may have it; choose one with --listen")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] service::state::StateError),
+    /// The store cannot be opened or read.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The task that owns the scheduler ended by itself, which is a defect of ours.
+    #[error("the scheduler's task ended: {0}")]
+    Brain(String),
+}

@@ -1,0 +1,138 @@
+//! Puts the parts together, and takes them apart in order.
+
+use crate::{
+    Config, Error,
+    api::{
+        app::{App, Parts},
+        routes,
+    },
+    auth::Tokens,
+    bootstrap,
+    brain::Brain,
+    guard,
+    hosts::Hosts,
+    pools::Board,
+    server,
+    store::{self, Store},
+};
+use protocol::Timestamp;
+use service::{state::StateDir, token};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long streams and work channels may take to end at shutdown.
+const STREAMS_END: Duration = Duration::from_secs(5);
+
+/// Runs a master until `shutdown`: opens the store, reads back what it has, serves, and at the end lets
+/// requests in progress finish before the scheduler and the store stop.
+///
+/// # Errors
+/// [`Error`]: what keeps it from starting, or ended it.
+pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    if config.insecure_loopback && !config.listen.ip().is_loopback() {
+        return Err(Error::InsecureOffLoopback { listen: config.listen });
+    }
+    let state = StateDir::locate(Some(&config.state_dir), "default")?;
+    state.create()?;
+    let opened = store::open(state.path(), config.store_max_bytes).await?;
+    let tokens = load_tokens(&*opened.store, config.bootstrap_token_file.as_deref()).await?;
+    if tokens.len() == 0 && !config.insecure_loopback {
+        return Err(Error::NoTokens);
+    }
+    let pools = Board::new(opened.store.pools().await?);
+    let refused = |source| Error::Listen { listen: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
+    let bound = listener.local_addr().map_err(refused)?;
+    bootstrap::save_context(&state, bound, config.bootstrap_token_file.as_deref())?;
+
+    // The brain stops after the server, so that what is in progress is answered first.
+    let brain_stop = CancellationToken::new();
+    let core = core_config(&config, bound, opened.epoch);
+    let (brain, mut brain_ended) =
+        Brain::start(core, opened.recovered, Arc::clone(&opened.store), brain_stop.clone());
+    let table = routes::table();
+    let app = App::new(Parts {
+        brain,
+        store: opened.store,
+        tokens,
+        pools,
+        pool_writer: tokio::sync::Mutex::default(),
+        hosts: Hosts::new(own_names().chain(std::mem::take(&mut config.allow_hosts))),
+        routes: routes::Index::new(&table),
+        open: config.insecure_loopback,
+        shutdown: shutdown.clone(),
+        tasks: TaskTracker::new(),
+        schemas: Default::default(),
+    });
+    let router = routes::router(table)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app.clone());
+    tracing::info!(address = %bound, epoch = opened.epoch, open = config.insecure_loopback, "master ready");
+    if let Some(on_ready) = config.on_ready.take() {
+        // Who started the master need not wait for it.
+        let _nobody_waits = on_ready.send(bound);
+    }
+    tokio::select! {
+        () = server::serve(listener, router, server::Limits::default(), shutdown) => {}
+        ended = &mut brain_ended => return Err(Error::Brain(format!("{ended:?}"))),
+    }
+    if !app.streams_end(STREAMS_END).await {
+        tracing::info!("streams that did not end in time are cut");
+    }
+    brain_stop.cancel();
+    brain_ended.await.map_err(|error| Error::Brain(error.to_string()))
+}
+
+fn core_config(config: &Config, bound: SocketAddr, epoch: u64) -> scheduler::Config {
+    let leader = if config.name.is_empty() { format!("http://{bound}") } else { config.name.clone() };
+    scheduler::Config {
+        epoch,
+        // Ties are broken differently by each master; the bits of a new id are random enough.
+        seed: uuid::Uuid::now_v7().as_u64_pair().1,
+        node_lost_after_ms: config.node_lost_after_ms,
+        queue_max_tasks: config.queue_max_tasks,
+        queue_max_bytes: config.queue_max_bytes,
+        leader,
+        version: config.version.clone(),
+        policy: config.policy,
+        ..scheduler::Config::default()
+    }
+}
+
+/// The tokens of the store that are valid, and that of the bootstrap file, which takes the place of an
+/// older one of that file.
+async fn load_tokens(store: &dyn Store, bootstrap_file: Option<&Path>) -> Result<Tokens, Error> {
+    let now = service::clock::wall();
+    let mut valid = Vec::new();
+    for (hash, info) in store.tokens().await? {
+        if info.expires_at.is_some_and(|end: Timestamp| end <= now) {
+            store.remove_token(info.id).await?;
+        } else {
+            valid.push((hash, info));
+        }
+    }
+    let Some(file) = bootstrap_file else { return Ok(Tokens::new(valid)) };
+    let hash = token::hash(bootstrap::token_from(file)?.expose());
+    let mut known = false;
+    let mut kept = Vec::with_capacity(valid.len() + 1);
+    for (of, info) in valid {
+        if info.note == bootstrap::NOTE && of != hash {
+            store.remove_token(info.id).await?;
+        } else {
+            known |= of == hash;
+            kept.push((of, info));
+        }
+    }
+    if !known {
+        let info = bootstrap::admin(now);
+        store.put_token(&hash, &info).await?;
+        kept.push((hash, info));
+    }
+    Ok(Tokens::new(kept))
+}
+
+/// The name of this machine or container.
+fn own_names() -> impl Iterator<Item = String> {
+    std::iter::once(rustix::system::uname().nodename().to_string_lossy().into_owned())
+}

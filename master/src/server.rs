@@ -1,0 +1,134 @@
+//! The HTTP server: hyper's HTTP/1 with bounds that axum's own `serve` does not set.
+//!
+//! Every connection is bounded in number, in header size, in the time its headers may take, and ends
+//! at shutdown. The stream type is generic, so that TLS is one more `accept` before
+//! [`serve_stream`], with nothing else changed.
+
+use crate::stall::StallGuard;
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+/// Bounds of the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Most open HTTP connections; beyond it new ones wait in the kernel's backlog. An upgraded
+    /// connection (a work channel) no longer counts: there is at most one per registered node.
+    pub(crate) connections: usize,
+    /// Most bytes of a request's line and headers (431 past it).
+    pub(crate) header_bytes: usize,
+    /// How long a connection may take to send its next whole header. hyper counts the idle time of a
+    /// kept-alive connection the same way, so this is the idle bound too.
+    pub(crate) header_read: Duration,
+    /// How long a peer may read nothing of what is written to it before the connection is lost.
+    pub(crate) write_stall: Duration,
+    /// How long requests in progress may go on after shutdown was asked for.
+    pub(crate) drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4_096,
+            header_bytes: 32 * 1024,
+            write_stall: Duration::from_secs(60),
+            header_read: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The address that a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// Accepts connections until `shutdown`, then gives those in progress [`Limits::drain`] to end.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let tracker = TaskTracker::new();
+    loop {
+        let slot = tokio::select! {
+            () = shutdown.cancelled() => break,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        // The semaphore is never closed.
+        let Ok(slot) = slot else { break };
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection that was reset before it was accepted: the
+                // first does not go away by trying again at once.
+                tracing::warn!(%error, "accept failed; trying again in 50 ms");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Small answers must not wait for the peer's delayed acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "no TCP_NODELAY on this connection");
+        }
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        tracker.spawn(async move {
+            serve_stream(stream, Peer(peer), router, limits, shutdown).await;
+            drop(slot);
+        });
+    }
+    drop(listener);
+    tracker.close();
+    if tokio::time::timeout(limits.drain, tracker.wait()).await.is_err() {
+        tracing::info!(open = tracker.len(), "closing connections that did not end in time");
+    }
+}
+
+/// Serves one connection until it ends, is upgraded, or `shutdown` has been followed by
+/// [`Limits::drain`].
+async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read)
+        .max_header_size(limits.header_bytes)
+        .serve_connection(TokioIo::new(StallGuard::new(stream, limits.write_stall)), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(limits.drain, connection.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %peer.0, %error, "connection ended with an error");
+    }
+}
