@@ -12,6 +12,9 @@ pub enum Error {
     /// The Docker daemon did not answer as it should.
     #[error("cannot read the containers: {0}; is the Docker daemon running?")]
     Docker(#[from] node_manager::EngineError),
+    /// The program was asked to end before there was an answer: exit code 130.
+    #[error("interrupted before the answer came")]
+    Interrupted,
     /// Standard output is closed.
     #[error("cannot write the output: {0}")]
     Output(#[source] std::io::Error),

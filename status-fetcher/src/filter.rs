@@ -1,12 +1,10 @@
 //! `--filter`: conditions on columns, joined by commas, all of which have to hold.
 
-use crate::columns::{Cell, Column, column};
-use protocol::node::NodeView;
+use crate::columns::{Cell, Column, Row, column};
 
-/// A condition on one column.
-#[derive(Clone)]
-pub struct Condition {
-    column: &'static Column,
+/// A condition on one column of rows of this kind.
+pub struct Condition<R: Row> {
+    column: &'static Column<R>,
     relation: Relation,
     value: String,
 }
@@ -37,11 +35,11 @@ const RELATIONS: [(&str, Relation); 7] = [
 ///
 /// # Errors
 /// What cannot be read, and what could.
-pub fn parse(text: &str) -> Result<Vec<Condition>, String> {
+pub fn parse<R: Row>(text: &str) -> Result<Vec<Condition<R>>, String> {
     text.split(',').map(parse_one).collect()
 }
 
-fn parse_one(text: &str) -> Result<Condition, String> {
+fn parse_one<R: Row>(text: &str) -> Result<Condition<R>, String> {
     let at = text.find(['!', '>', '<', '=', '~']).ok_or_else(|| {
         format!("filter {text:?} has no relation: write COLUMN=VALUE, or use !=, >, >=, <, <=, ~ (contains)")
     })?;
@@ -58,15 +56,17 @@ fn parse_one(text: &str) -> Result<Condition, String> {
     Ok(Condition { column, relation, value })
 }
 
-impl Condition {
-    /// Whether it holds for a node. What is not known is equal to nothing and neither more nor less.
+impl<R: Row> Condition<R> {
+    /// Whether it holds for a row. What is not known is equal to nothing and neither more nor less. A
+    /// number is equal to a value also if it is shown as that value.
     #[must_use]
-    pub fn holds(&self, node: &NodeView) -> bool {
-        let cell = (self.column.cell)(node);
+    pub fn holds(&self, row: &R) -> bool {
+        let cell = (self.column.cell)(row);
         if let (Cell::Number(number, _), Ok(value)) = (&cell, self.value.parse::<f64>()) {
+            let equal = *number == value || cell.shown().parse() == Ok(value);
             return match self.relation {
-                Relation::Equal => *number == value,
-                Relation::NotEqual => *number != value,
+                Relation::Equal => equal,
+                Relation::NotEqual => !equal,
                 Relation::AtLeast => *number >= value,
                 Relation::AtMost => *number <= value,
                 Relation::More => *number > value,

@@ -1,8 +1,9 @@
 //! Shows the load of every node: `evenkeel status-fetcher`, alias `status`.
 //!
-//! A tour: [`columns`] is what can be shown of a node; [`filter`] and sorting pick; [`render`] writes a table,
-//! JSON, lines of JSON or CSV; [`containers`] reads the same containers straight from Docker, so that the two
-//! can be held against each other. [`run`] puts them together, once or again and again.
+//! A tour: [`columns`] is what can be shown of a node, [`containers`] what can be shown of the same
+//! containers as Docker itself sees them, so that the two can be held against each other; [`filter`] and
+//! sorting pick rows of either; [`render`] writes a table, JSON, lines of JSON or CSV. [`run`] puts them
+//! together, once or again and again. Nothing is ever coloured, so there is nothing for `NO_COLOR` to do.
 
 pub mod columns;
 pub mod containers;
@@ -14,9 +15,11 @@ pub use error::Error;
 
 use clap::{Args, ValueEnum};
 use client::Client;
+use columns::Row;
+use containers::ContainerCpu;
 use protocol::node::NodeView;
 use service::shutdown::CancellationToken;
-use std::{io::Write, time::Duration};
+use std::{future::Future, io::Write, time::Duration};
 
 /// How nodes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -94,54 +97,89 @@ pub async fn run(
     shutdown: &CancellationToken,
     out: &mut (dyn Write + Send),
 ) -> Result<Outcome, Error> {
-    let picker = Picker::new(options)?;
-    let Some(every) = options.watch else {
-        return show(target, options, &picker, out).await;
+    // Wrong usage is told before anything is asked.
+    let page = match options.source {
+        Source::Master => Page::Nodes(Picker::new(options)?),
+        Source::Docker => Page::Containers(Picker::new(options)?),
     };
-    loop {
-        let mut page = Vec::new();
-        let shown = show(target, options, &picker, &mut page).await;
-        if let Err(error) = &shown {
-            page = format!("{error}\n").into_bytes();
-        }
+    let Some(every) = options.watch else {
+        let (text, outcome) =
+            within(shutdown, page.read(target, options)).await.ok_or(Error::Interrupted)??;
+        out.write_all(&text).and_then(|()| out.flush()).map_err(Error::Output)?;
+        return Ok(outcome);
+    };
+    let mut last = Outcome::Degraded;
+    while let Some(read) = within(shutdown, page.read(target, options)).await {
+        let (text, outcome) = match read {
+            Ok(read) => read,
+            Err(error) => (format!("{error}\n").into_bytes(), Outcome::Degraded),
+        };
+        last = outcome;
         // On a terminal each page takes the place of the one before; in a file they follow each other.
         let clear: &[u8] = if terminal { b"\x1b[H\x1b[2J" } else { b"" };
         out.write_all(clear)
-            .and_then(|()| out.write_all(&page))
+            .and_then(|()| out.write_all(&text))
             .and_then(|()| out.flush())
             .map_err(Error::Output)?;
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(shown.unwrap_or(Outcome::Degraded)),
-            () = tokio::time::sleep(every.max(Duration::from_millis(100))) => {}
+        let pause = tokio::time::sleep(every.max(SHORTEST_WATCH));
+        if within(shutdown, pause).await.is_none() {
+            break;
         }
     }
+    Ok(last)
 }
 
-async fn show(
-    target: &Target,
-    options: &Options,
-    picker: &Picker,
-    out: &mut (dyn Write + Send),
-) -> Result<Outcome, Error> {
-    if options.source == Source::Docker {
-        let containers = node_manager::docker::stats(&target.cluster).await?;
-        containers::write(&containers, options.output, !options.no_headers, out)?;
-        return Ok(if containers.is_empty() { Outcome::Degraded } else { Outcome::Healthy });
+/// `--watch` asks no more often than this.
+const SHORTEST_WATCH: Duration = Duration::from_millis(100);
+
+/// `None` if the program was asked to end first.
+async fn within<T>(shutdown: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = shutdown.cancelled() => None,
+        done = work => Some(done),
     }
-    let all = target.client.nodes().await?.items;
-    let outcome = if columns::is_degraded(&all) { Outcome::Degraded } else { Outcome::Healthy };
-    render::write(&picker.pick(all), options.output, !options.no_headers, out)?;
-    Ok(outcome)
 }
 
-/// Which nodes, in which order.
-struct Picker {
-    conditions: Vec<filter::Condition>,
-    sort: Option<(&'static columns::Column, bool)>,
+/// What is shown: where its rows come from, and which of them.
+enum Page {
+    Nodes(Picker<NodeView>),
+    Containers(Picker<ContainerCpu>),
 }
 
-impl Picker {
-    fn new(options: &Options) -> Result<Self, Error> {
+impl Page {
+    async fn read(&self, target: &Target, options: &Options) -> Result<(Vec<u8>, Outcome), Error> {
+        let mut text = Vec::new();
+        let degraded = match self {
+            Self::Nodes(picker) => {
+                let nodes = target.client.nodes().await?.items;
+                let degraded = columns::is_degraded(&nodes);
+                render::write(picker.pick(nodes), options.output, !options.no_headers, &mut text)?;
+                degraded
+            }
+            Self::Containers(picker) => {
+                let containers = node_manager::docker::stats(&target.cluster).await?;
+                let degraded = containers.is_empty();
+                render::write(picker.pick(containers), options.output, !options.no_headers, &mut text)?;
+                degraded
+            }
+        };
+        Ok((text, if degraded { Outcome::Degraded } else { Outcome::Healthy }))
+    }
+}
+
+/// Which rows, in which order.
+pub struct Picker<R: Row> {
+    conditions: Vec<filter::Condition<R>>,
+    sort: Option<(&'static columns::Column<R>, bool)>,
+}
+
+impl<R: Row> Picker<R> {
+    /// What `--filter` and `--sort` say.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a column that does not exist, which names the nearest one, and for a condition
+    /// that cannot be read.
+    pub fn new(options: &Options) -> Result<Self, Error> {
         let conditions = options.filter.as_deref().map(filter::parse).transpose().map_err(Error::Usage)?;
         let sort = options.sort.as_deref().map(|name| match name.strip_prefix('-') {
             Some(name) => columns::column(name).map(|column| (column, true)),
@@ -150,14 +188,13 @@ impl Picker {
         Ok(Self { conditions: conditions.unwrap_or_default(), sort: sort.transpose().map_err(Error::Usage)? })
     }
 
-    fn pick(&self, mut nodes: Vec<NodeView>) -> Vec<NodeView> {
-        nodes.retain(|node| self.conditions.iter().all(|condition| condition.holds(node)));
+    /// The rows for which all conditions hold, in order; rows that are equal in it keep theirs.
+    #[must_use]
+    pub fn pick(&self, mut rows: Vec<R>) -> Vec<R> {
+        rows.retain(|row| self.conditions.iter().all(|condition| condition.holds(row)));
         if let Some((column, down)) = self.sort {
-            nodes.sort_by(|a, b| {
-                let order = (column.cell)(a).order(&(column.cell)(b));
-                if down { order.reverse() } else { order }
-            });
+            rows.sort_by(|a, b| (column.cell)(a).order(&(column.cell)(b), down));
         }
-        nodes
+        rows
     }
 }

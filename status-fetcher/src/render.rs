@@ -1,67 +1,68 @@
-//! Nodes as a table, as JSON, as lines of JSON, as CSV.
+//! Rows as a table, as JSON, as lines of JSON, as CSV.
 
-use crate::{Format, columns::COLUMNS, error::Error};
+use crate::{
+    Format,
+    columns::{Cell, Row},
+    error::Error,
+};
 use comfy_table::{CellAlignment, Table, presets};
-use protocol::{node::NodeView, task::Page};
-use std::io::Write;
+use protocol::task::Page;
+use serde::Serialize;
+use std::io::{self, Write};
 
-/// Writes the nodes.
+/// Writes the rows. JSON has the shape of a listing of the API: for nodes it is the body of
+/// `GET /v1/nodes`.
 ///
 /// # Errors
 /// [`Error::Output`] when they cannot be written.
-pub fn write(nodes: &[NodeView], format: Format, headers: bool, out: &mut dyn Write) -> Result<(), Error> {
-    match format {
-        Format::Table => table(nodes, false, headers, out),
-        Format::Wide => table(nodes, true, headers, out),
-        Format::Json => json(nodes, out),
-        Format::Jsonl => lines(nodes, out),
-        Format::Csv => csv(nodes, headers, out),
-    }
+pub fn write<R: Row>(
+    rows: Vec<R>,
+    format: Format,
+    headers: bool,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Error> {
+    let written = match format {
+        Format::Table => table(&rows, false, headers, out),
+        Format::Wide => table(&rows, true, headers, out),
+        Format::Json => line(&Page { items: rows, next_cursor: None }, out),
+        Format::Jsonl => rows.iter().try_for_each(|row| line(row, out)),
+        Format::Csv => csv(&rows, headers, out),
+    };
+    written.map_err(Error::Output)
 }
 
-fn table(nodes: &[NodeView], wide: bool, headers: bool, out: &mut dyn Write) -> Result<(), Error> {
+fn table<R: Row>(rows: &[R], wide: bool, headers: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    let columns = COLUMNS.iter().filter(|column| wide || !column.wide);
+    let columns = R::COLUMNS.iter().filter(|column| wide || !column.wide);
     if headers {
         table.set_header(columns.clone().map(|column| column.name.to_uppercase()));
     }
-    for node in nodes {
-        table.add_row(columns.clone().map(|column| (column.cell)(node).shown()));
+    for row in rows {
+        table.add_row(columns.clone().map(|column| (column.cell)(row).shown()));
     }
     for (at, column) in columns.enumerate() {
-        let numeric =
-            nodes.iter().any(|node| matches!((column.cell)(node), crate::columns::Cell::Number(..)));
+        let numeric = rows.iter().any(|row| matches!((column.cell)(row), Cell::Number(..)));
         if let Some(column) = table.column_mut(at) {
             column.set_padding((0, 2));
             column.set_cell_alignment(if numeric { CellAlignment::Right } else { CellAlignment::Left });
         }
     }
-    table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end())).map_err(Error::Output)
+    table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))
 }
 
-fn json(nodes: &[NodeView], out: &mut dyn Write) -> Result<(), Error> {
-    let page = Page { items: nodes.to_vec(), next_cursor: None };
-    serde_json::to_writer(&mut *out, &page).map_err(|error| Error::Output(error.into()))?;
-    writeln!(out).map_err(Error::Output)
+fn line(value: &impl Serialize, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    writeln!(out)
 }
 
-fn lines(nodes: &[NodeView], out: &mut dyn Write) -> Result<(), Error> {
-    for node in nodes {
-        serde_json::to_writer(&mut *out, node).map_err(|error| Error::Output(error.into()))?;
-        writeln!(out).map_err(Error::Output)?;
-    }
-    Ok(())
-}
-
-fn csv(nodes: &[NodeView], headers: bool, out: &mut dyn Write) -> Result<(), Error> {
+fn csv<R: Row>(rows: &[R], headers: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
-    let failed = |error: csv::Error| Error::Output(error.into());
     if headers {
-        writer.write_record(COLUMNS.iter().map(|column| column.name)).map_err(failed)?;
+        writer.write_record(R::COLUMNS.iter().map(|column| column.name))?;
     }
-    for node in nodes {
-        writer.write_record(COLUMNS.iter().map(|column| (column.cell)(node).plain())).map_err(failed)?;
+    for row in rows {
+        writer.write_record(R::COLUMNS.iter().map(|column| (column.cell)(row).plain()))?;
     }
-    writer.flush().map_err(Error::Output)
+    writer.flush()
 }
