@@ -148,14 +148,14 @@ pub(crate) fn context(program: &Program) -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// Makes the image of the running program, unless it is there.
+/// Makes the image of the running program, unless it is there; tagged by its hash, its version and `latest`.
 ///
 /// # Errors
 /// If the program is not static, or the daemon cannot build it.
 pub async fn build(engine: &DockerEngine, version: &str) -> Outcome<Built> {
     let program = tokio::task::spawn_blocking(Program::running).await;
     let program = program.map_err(|error| error.to_string()).and_then(|read| read.map_err(|error| error.to_string()));
-    engine.ensure_image(&program.map_err(EngineError::Refused)?, version).await
+    engine.ensure_image(&program.map_err(EngineError::Refused)?, &[version, "latest"]).await
 }
 
 #[cfg(test)]

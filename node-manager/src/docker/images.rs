@@ -17,12 +17,12 @@ use std::time::Duration;
 const BUILD_SECONDS: u64 = 300;
 
 impl DockerEngine {
-    /// The image of this program, built only if there is none with its hash; tagged by the hash, by the
-    /// version and `latest`.
+    /// The image of this program, built only if there is none with its hash; tagged by the hash and by
+    /// `tags`.
     ///
     /// # Errors
     /// If the daemon cannot build it, or does not answer.
-    pub async fn ensure_image(&self, program: &Program, version: &str) -> Outcome<Built> {
+    pub async fn ensure_image(&self, program: &Program, tags: &[&str]) -> Outcome<Built> {
         let reference = program.reference();
         let (id, built) = match self.image_id(&reference).await? {
             Some(id) => (id, false),
@@ -32,7 +32,7 @@ impl DockerEngine {
                 (id.ok_or_else(|| EngineError::NotFound(format!("the image {reference}, just built,")))?, true)
             }
         };
-        for tag in [version, "latest"] {
+        for tag in tags {
             if self.image_id(&format!("{REPOSITORY}:{tag}")).await?.as_ref() != Some(&id) {
                 let options = TagImageOptionsBuilder::new().repo(REPOSITORY).tag(tag).build();
                 let what = format!("tagging the image as {tag}");
