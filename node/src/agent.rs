@@ -36,8 +36,10 @@ const BATCH: usize = 256;
 const REPORT_WITHIN: Duration = Duration::from_secs(3);
 /// A registration must be answered within this.
 const REGISTER_WITHIN: Duration = Duration::from_secs(15);
-/// The CPU is looked at this often, and with results.
-const SAMPLE_EVERY: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS);
+/// The CPU is looked at this often while tasks run, and with results and reports.
+const SAMPLE_BUSY: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS);
+/// And this often at rest, where the usual reports look often enough: a wake-up costs more than the look.
+const SAMPLE_IDLE: Duration = Duration::from_millis(600);
 /// Reports out of turn are this far apart at least.
 const REPORT_APART: Duration = Duration::from_millis(250);
 /// Strays are looked for this often while programs may run here.
@@ -82,6 +84,7 @@ pub(crate) struct Agent {
     report_in_flight: bool,
     reported_at: Option<Instant>,
     next_report: Instant,
+    next_sample: Instant,
     wake_at: Option<Instant>,
     exit: Option<ExitReason>,
 }
@@ -155,6 +158,7 @@ impl Agent {
             report_in_flight: false,
             reported_at: None,
             next_report: now,
+            next_sample: now + SAMPLE_BUSY,
             wake_at: None,
             exit: None,
             sampler,
@@ -171,8 +175,6 @@ impl Agent {
     ) -> ExitReason {
         let mut out = Vec::new();
         self.session.start(self.now_us(), &mut out);
-        let mut next_sample = tokio::time::interval(SAMPLE_EVERY);
-        next_sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving = false;
@@ -210,9 +212,10 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(self.next_report.into()) => {
                     self.check_route(&mut out);
+                    self.sample(&mut out);
                     self.report();
                 }
-                _ = next_sample.tick() => {
+                () = tokio::time::sleep_until(self.next_sample.into()) => {
                     self.sample(&mut out);
                 }
                 _ = sweep.tick(), if self.slots.runs_programs() || std::process::id() == 1 => strays::sweep(),
@@ -381,6 +384,8 @@ impl Agent {
 
     /// Looks at the CPU; the sample if it is new (the sampler says the same again when asked too soon).
     fn sample(&mut self, out: &mut Vec<Effect>) -> Option<CpuSampleFields> {
+        let every = if self.slots.any_busy() { SAMPLE_BUSY } else { SAMPLE_IDLE };
+        self.next_sample = Instant::now() + every;
         let looked = self.sampler.sample().and_then(|reading| Ok((reading, self.sampler.allotted_cores()?)));
         let (reading, cores) = match looked {
             Ok(looked) => looked,

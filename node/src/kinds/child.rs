@@ -102,3 +102,8 @@ pub(super) fn reap(pid: i32) -> Option<Exit> {
     };
     Some(Exit { status: ExitStatus::from_raw(status), cpu: time(usage.ru_utime) + time(usage.ru_stime) })
 }
+
+/// Whether a child has ended; its exit status stays to be taken.
+pub(super) fn ended(pid: i32) -> bool {
+    super::strays::Process::read(pid).is_none_or(|process| process.zombie)
+}

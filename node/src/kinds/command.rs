@@ -7,8 +7,10 @@
 use super::{
     Failure,
     capture::{Capture, text_from_cut},
-    child::{self, Exit, Leader},
+    child::{self, Exit, Leader, ended},
+    pipes::Pipes,
     strays,
+    work_directory::WorkDirectory,
 };
 use crate::{
     cancel::{Cancel, Stop},
@@ -20,18 +22,12 @@ use protocol::{
     kinds::run_input,
     task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
 };
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    fd::{AsFd, BorrowedFd, OwnedFd},
-    process::{Pid, PidfdFlags, pidfd_open},
-};
 use serde_json::value::RawValue;
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
+    io,
+    path::PathBuf,
+    process::{Command, Stdio},
     sync::atomic::{AtomicI32, Ordering},
     time::{Duration, Instant},
 };
@@ -44,10 +40,6 @@ pub const RUN_STDOUT_BYTES: usize = 512 * 1024;
 const STDERR_BYTES: usize = 3 * 1024;
 /// How long a killed program may take to be gone; the slot is freed after that all the same.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
-/// After a program has ended at most this much is still read of what it printed: more than a pipe holds.
-const REST_BYTES: usize = 4 * 1024 * 1024;
-/// How often to look for the end of the child where the kernel has no pidfd (before 5.3).
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a shell says of a program that it cannot find or may not run.
 const EXIT_NOT_FOUND: i32 = 127;
@@ -174,15 +166,8 @@ impl Commands {
         let (leader, mut child) = child::start(&mut command)?;
         progress.pid.store(leader.pid, Ordering::Relaxed);
         let counted = self.tasks.begin_command(child.id());
-        let mut pipes = Pipes {
-            stdin: child.stdin.take(),
-            input: program.stdin,
-            stdout: child.stdout.take(),
-            stderr: child.stderr.take(),
-            kept_stdout: program.stdout,
-            kept_stderr: Capture::end(STDERR_BYTES),
-            buffer: vec![0; 64 * 1024],
-        };
+        let kept_stderr = Capture::end(STDERR_BYTES);
+        let mut pipes = Pipes::of(&mut child, program.stdin, program.stdout, kept_stderr);
         let stop = pipes.until_end(&leader, cancel);
         if stop.is_some() {
             strays::kill_group(leader.pid);
@@ -227,194 +212,6 @@ fn clear_away(leader: &Leader, task: TaskId) -> (Option<Exit>, Duration) {
         std::thread::sleep(Duration::from_millis(1));
     };
     (exit, strays::kill_all_of(leader.pid, task))
-}
-
-/// Whether a child has ended; its exit status stays to be taken.
-fn ended(pid: i32) -> bool {
-    strays::Process::read(pid).is_none_or(|process| process.zombie)
-}
-
-/// The three pipes to a program, our ends.
-struct Pipes<'a> {
-    stdin: Option<ChildStdin>,
-    /// What is still to be written.
-    input: &'a [u8],
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
-    kept_stdout: Capture,
-    kept_stderr: Capture,
-    buffer: Vec<u8>,
-}
-
-impl Pipes<'_> {
-    /// Feeds and reads the program until it has ended (`None`) or has to be stopped.
-    fn until_end(&mut self, leader: &Leader, cancel: &Cancel) -> Option<Stop> {
-        self.make_nonblocking();
-        let pidfd: Option<OwnedFd> =
-            Pid::from_raw(leader.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let wake = cancel.wake_fd().ok();
-        loop {
-            if let Some(stop) = cancel.stopped() {
-                return Some(stop);
-            }
-            let mut wait = cancel.remaining();
-            if pidfd.is_none() || wake.is_none() {
-                if ended(leader.pid) {
-                    return None;
-                }
-                wait = Some(wait.map_or(LOOK_EVERY, |wait| wait.min(LOOK_EVERY)));
-            }
-            let ready = self.poll(pidfd.as_ref().map(AsFd::as_fd), wake.map(AsFd::as_fd), wait);
-            if ready.ended {
-                return None;
-            }
-            if ready.stdin {
-                self.feed();
-            }
-            if ready.stdout && !read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
-                self.stdout = None;
-            }
-            if ready.stderr && !read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
-                self.stderr = None;
-            }
-        }
-    }
-
-    fn make_nonblocking(&mut self) {
-        let set = |fd: BorrowedFd<'_>| rustix::io::ioctl_fionbio(fd, true);
-        let fds = [
-            self.stdin.as_ref().map(AsFd::as_fd),
-            self.stdout.as_ref().map(AsFd::as_fd),
-            self.stderr.as_ref().map(AsFd::as_fd),
-        ];
-        for fd in fds.into_iter().flatten() {
-            // It cannot fail on a pipe.
-            let _ = set(fd);
-        }
-        if self.input.is_empty() {
-            self.stdin = None;
-        }
-    }
-
-    fn poll(
-        &self,
-        pidfd: Option<BorrowedFd<'_>>,
-        wake: Option<BorrowedFd<'_>>,
-        wait: Option<Duration>,
-    ) -> Ready {
-        let sources = [
-            (pidfd, PollFlags::IN),
-            (wake, PollFlags::IN),
-            (self.stdin.as_ref().map(AsFd::as_fd), PollFlags::OUT),
-            (self.stdout.as_ref().map(AsFd::as_fd), PollFlags::IN),
-            (self.stderr.as_ref().map(AsFd::as_fd), PollFlags::IN),
-        ];
-        let (mut at, mut fds) = (Vec::with_capacity(5), Vec::with_capacity(5));
-        for (index, (fd, flags)) in sources.into_iter().enumerate() {
-            if let Some(fd) = fd {
-                at.push(index);
-                fds.push(PollFd::from_borrowed_fd(fd, flags));
-            }
-        }
-        // Rounded up, so that a limit has passed when poll returns; a limit in the far future is no limit.
-        let wait = wait.map(|wait| wait + Duration::from_micros(500)).and_then(|wait| wait.try_into().ok());
-        let mut ready = [false; 5];
-        // An interrupted poll is one in which nothing is ready.
-        if poll(&mut fds, wait.as_ref()).is_ok() {
-            for (index, fd) in at.into_iter().zip(&fds) {
-                ready[index] = !fd.revents().is_empty();
-            }
-        }
-        let [ended, _, stdin, stdout, stderr] = ready;
-        Ready { ended, stdin, stdout, stderr }
-    }
-
-    /// Writes what the program takes now; a program that reads no more is no error.
-    fn feed(&mut self) {
-        let Some(stdin) = &self.stdin else { return };
-        match rustix::io::write(stdin, self.input) {
-            Ok(written) => self.input = &self.input[written..],
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(_) => self.input = &[],
-        }
-        if self.input.is_empty() {
-            self.stdin = None;
-        }
-    }
-
-    /// Takes what the program had printed before it ended. Never waits: a process that got away may still
-    /// hold the other end.
-    fn take_the_rest(&mut self) {
-        let mut left = REST_BYTES / self.buffer.len();
-        while left > 0 && read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
-            left -= 1;
-        }
-        let mut left = REST_BYTES / self.buffer.len();
-        while left > 0 && read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
-            left -= 1;
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Ready {
-    ended: bool,
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
-}
-
-/// Reads once; false if there is nothing now, or never will be.
-fn read_some(from: Option<&impl AsFd>, buffer: &mut [u8], to: &mut Capture) -> bool {
-    match from.map(|from| rustix::io::read(from, &mut *buffer)) {
-        Some(Ok(read @ 1..)) => {
-            to.push(&buffer[..read]);
-            true
-        }
-        Some(Err(rustix::io::Errno::INTR)) => true,
-        _ => false,
-    }
-}
-
-/// A private directory, removed when dropped.
-struct WorkDirectory {
-    path: PathBuf,
-}
-
-impl WorkDirectory {
-    fn new(root: &Path) -> io::Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("evenkeel-")
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(root)
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("no work directory in {}: {error}", root.display()))
-            })?;
-        Ok(Self { path: directory.keep() })
-    }
-}
-
-impl Drop for WorkDirectory {
-    fn drop(&mut self) {
-        if fs::remove_dir_all(&self.path).is_ok() {
-            return;
-        }
-        // The program may have taken away its own right to look into a directory.
-        open_up(&self.path);
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "a work directory is left behind");
-        }
-    }
-}
-
-/// Gives us all rights on a directory and those below it; symbolic links are not followed.
-fn open_up(directory: &Path) {
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(directory) = waiting.pop() {
-        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o700));
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        waiting.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
-    }
 }
 
 /// Why a program that ended did not succeed; `None` if it did.

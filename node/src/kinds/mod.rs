@@ -11,9 +11,11 @@ mod capture;
 mod child;
 pub mod command;
 pub mod fib;
+mod pipes;
 pub mod sleep;
 pub mod strays;
 pub mod sum;
+mod work_directory;
 
 use crate::cancel::{Cancel, Stop};
 use protocol::{
