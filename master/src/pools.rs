@@ -4,8 +4,10 @@
 //! restart each manager says hello again within seconds. Plain functions of (board, now); the shell
 //! writes to the store first and then calls [`Board::set`].
 
+use crate::template_kinds;
 use protocol::{
     Problem, Timestamp,
+    node::KindInfo,
     pool::{ManagerHello, ManagerView, PoolSpec, PoolView},
 };
 use std::{
@@ -75,6 +77,11 @@ impl Board {
             spec: pool.spec.clone().into(),
             manager: pool.manager.as_ref().map(|(view, _)| view.clone()),
         })
+    }
+
+    /// The kinds that the templates of all pools bring.
+    pub(crate) fn kinds(&self) -> Vec<KindInfo> {
+        template_kinds::of_all(self.pools().values().map(|pool| &pool.spec))
     }
 
     /// The revision that a write under this condition would get, and whether it makes the pool.

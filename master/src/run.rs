@@ -16,6 +16,7 @@ use crate::{
     store::{self, Store},
 };
 use protocol::Timestamp;
+use scheduler::event::Event;
 use service::{state::StateDir, token};
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -65,6 +66,8 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         tasks: TaskTracker::new(),
         schemas: Default::default(),
     });
+    // The brain may have ended already; then its end is seen below.
+    let _stopped = app.tell(Event::KindsKnown { kinds: app.pools().kinds() }).await;
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());

@@ -229,12 +229,13 @@ impl App {
         self.0.store.ended_task(id).await.map_err(|error| store_failed(&error))
     }
 
-    /// Ended tasks of the store, newest first.
+    /// Ended tasks of the store, newest first; without `full` their input and result are left out.
     pub(crate) async fn ended_tasks(
         &self,
         filter: &TaskFilter,
+        full: bool,
     ) -> Result<Vec<(Arc<Task>, ClientId)>, Failure> {
-        self.0.store.ended_tasks(filter).await.map_err(|error| store_failed(&error))
+        self.0.store.ended_tasks(filter, full).await.map_err(|error| store_failed(&error))
     }
 
     /// Writes a pool, first to the store, then to the board; true if it was not there before.
@@ -248,6 +249,7 @@ impl App {
         let (revision, created) = self.pools().next_revision(name, &condition)?;
         self.0.store.put_pool(name, revision, &spec).await.map_err(|error| store_failed(&error))?;
         self.pools().set(name, revision, spec);
+        self.tell(Event::KindsKnown { kinds: self.pools().kinds() }).await?;
         let view = self.pools().view(name).ok_or_else(|| Problem::internal("a pool vanished"))?;
         Ok((created, view))
     }

@@ -1,7 +1,7 @@
 //! `/v1/pools` and `/v1/managers`.
 
 use super::{app::App, body, failure::Failure, params};
-use crate::pools::WriteIf;
+use crate::{pools::WriteIf, template_kinds};
 use axum::{
     Json,
     extract::{Path, Request, State},
@@ -139,6 +139,7 @@ fn check_template(template: &Template) -> Result<(), Problem> {
     if template.kinds.as_ref().is_some_and(|text| text.len() > MAX_KINDS_BYTES) {
         return invalid(format!("template.kinds is over {MAX_KINDS_BYTES} bytes"));
     }
+    template_kinds::of(template).map_err(|why| Problem::invalid(format!("template.kinds: {why}")))?;
     if template.env.len() > 256 || template.mounts.len() > 64 {
         return invalid("template.env has at most 256 entries, template.mounts at most 64".to_owned());
     }

@@ -29,6 +29,9 @@ use std::{collections::BTreeMap, sync::Arc};
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Items of a page when the query names no limit, and at most.
 const LIMIT: (u32, u32) = (100, 1_000);
+/// Most items of a page with inputs and results, whatever the query's limit: each may have 2 MiB. The
+/// page's cursor leads on.
+const FULL_LIMIT: u32 = 20;
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,7 +200,7 @@ pub(crate) async fn list(
     if !(1..=LIMIT.1).contains(&limit) {
         return Err(Problem::invalid(format!("limit is {limit}, must be 1 to {}", LIMIT.1)).into());
     }
-    let limit = limit as usize;
+    let limit = if full { limit.min(FULL_LIMIT) } else { limit } as usize;
     let filter = TaskFilter {
         // One more than asked for tells whether there is a next page.
         limit: limit + 1,
@@ -208,7 +211,7 @@ pub(crate) async fn list(
         kind: query.kind,
         node: query.node,
     };
-    let stored = app.ended_tasks(&filter).await?;
+    let stored = app.ended_tasks(&filter, full).await?;
     let live = app.query(move |core, now| core.tasks(&filter, now)).await?;
     // Newest first; what the scheduler has wins over what the store has of the same task.
     let mut merged: BTreeMap<TaskId, Arc<Task>> =
