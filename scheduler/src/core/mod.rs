@@ -1,138 +1,287 @@
 //! The state, and the one function that changes it.
+//!
+//! Parts: [`submit`] accepts tasks and attaches callers, [`commit`] keeps the order of write and answer,
+//! [`runs`] follows a task's runs and ends it, [`nodes`] follows nodes, [`dispatch`] brings the two
+//! together, [`read`] shows all of it.
+
+mod commit;
+mod dispatch;
+mod nodes;
+mod read;
+mod runs;
+mod state;
+mod submit;
+
+pub use read::TaskFilter;
 
 use crate::{
     config::Config,
-    effect::Effect,
-    event::{ClientId, Event, Now},
+    effect::{Change, Effect, Refusal},
+    estimate::{Estimates, size_of},
+    event::{Event, Now, ReplyId},
+    idempotency::Keys,
+    index::Index,
+    node::{self, Node},
+    queue::{Class, KindId, Queue},
+    rates::Rate,
     record::Recovered,
+    task::{Attempt, Life},
 };
-use protocol::{
-    NodeId, TaskId,
-    node::{KindInfo, NodeView},
-    status::{ClusterStatus, Explanation, NodeCounts},
-    task::{Task, TaskState},
+use protocol::{NodeId, RunId, TaskId, node::KindInfo, task::TaskState};
+use rand::{SeedableRng, rngs::SmallRng};
+use state::{Counts, Entry, Kinds, Live, Shape, Store, Stored};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
 };
-use std::sync::Arc;
 
-/// Which tasks a listing wants; all given fields must match.
-#[derive(Clone, Debug)]
-pub struct TaskFilter {
-    /// In this state.
-    pub state: Option<TaskState>,
-    /// Of this kind.
-    pub kind: Option<String>,
-    /// Whose last attempt went to this node.
-    pub node: Option<NodeId>,
-    /// With this label and value.
-    pub label: Option<(String, String)>,
-    /// Of this submitter.
-    pub client: Option<ClientId>,
-    /// Older than this one.
-    pub before: Option<TaskId>,
-    /// At most so many.
-    pub limit: usize,
-}
-
-impl Default for TaskFilter {
-    fn default() -> Self {
-        Self { state: None, kind: None, node: None, label: None, client: None, before: None, limit: 100 }
-    }
+/// Something that is to be looked at later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// A node's clocks.
+    Node(NodeId),
+    /// Whether a node can take something.
+    Look(NodeId),
+    /// A run has lived long enough to show that its node works.
+    Proven(NodeId, RunId),
+    /// A run that was told to stop should have.
+    Stopped(NodeId, RunId),
+    /// A node that is gone is forgotten.
+    Forget(NodeId),
+    /// A `memory` task is stored.
+    Persist(TaskId),
+    /// A caller has waited long enough.
+    Until(ReplyId),
+    /// A task's deadline.
+    Deadline(TaskId),
+    /// A run should have ended by its `timeout_ms`.
+    Timeout(TaskId, RunId),
+    /// A run's node has been out of reach for its `rerun_after_ms`.
+    Rerun(TaskId, RunId),
+    /// The store is tried again.
+    Store,
 }
 
 /// The scheduler's whole state.
 pub struct Core {
     config: Config,
+    started_us: u64,
+    rng: SmallRng,
+    turn: u64,
+    run_counter: u64,
+
+    tasks: BTreeMap<TaskId, Entry>,
+    queue: Queue,
+    live: u64,
+    live_bytes: u64,
+    accepting: u64,
+    keys: Keys,
+    replies: BTreeMap<ReplyId, TaskId>,
+    /// `memory` tasks that ended without being stored, oldest first, with their bytes.
+    ended_memory: VecDeque<(TaskId, u64)>,
+    ended_memory_bytes: u64,
+    ended_stored: VecDeque<TaskId>,
+    expired: BTreeSet<TaskId>,
+    expired_order: VecDeque<TaskId>,
+
+    nodes: BTreeMap<NodeId, Node>,
+    alive: usize,
+    names: BTreeMap<String, NodeId>,
+    sessions: BTreeMap<[u8; 32], NodeId>,
+    index: Index,
+    shapes: Vec<Shape>,
+    kinds: Kinds,
+    estimates: Estimates,
+
+    store: Store,
+    timers: BTreeSet<(u64, Timer)>,
+    announced_us: Option<u64>,
+    touched: BTreeSet<NodeId>,
+    fresh: BTreeSet<Class>,
+    counts: Counts,
+    accepted_rate: Rate,
+    finished_rate: Rate,
 }
 
 impl Core {
     /// A scheduler with what the store had. All clocks of nodes begin anew at `now`.
     /// Call [`Core::start`] next.
     #[must_use]
-    pub fn new(config: Config, _now: Now, _recovered: Recovered) -> Self {
-        Self { config }
+    pub fn new(config: Config, now: Now, recovered: Recovered) -> Self {
+        let rng = SmallRng::seed_from_u64(config.seed);
+        let mut core = Self {
+            config,
+            started_us: now.mono_us,
+            rng,
+            turn: 0,
+            run_counter: 0,
+            tasks: BTreeMap::new(),
+            queue: Queue::default(),
+            live: 0,
+            live_bytes: 0,
+            accepting: 0,
+            keys: Keys::default(),
+            replies: BTreeMap::new(),
+            ended_memory: VecDeque::new(),
+            ended_memory_bytes: 0,
+            ended_stored: VecDeque::new(),
+            expired: BTreeSet::new(),
+            expired_order: VecDeque::new(),
+            nodes: BTreeMap::new(),
+            alive: 0,
+            names: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            index: Index::default(),
+            shapes: Vec::new(),
+            kinds: Kinds::new(),
+            estimates: Estimates::default(),
+            store: Store::default(),
+            timers: BTreeSet::new(),
+            announced_us: None,
+            touched: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            counts: Counts::default(),
+            accepted_rate: Rate::default(),
+            finished_rate: Rate::default(),
+        };
+        core.recover(now, recovered);
+        core
     }
 
-    /// The effects of starting: the first [`Effect::WakeAt`].
-    pub fn start(&mut self, _now: Now, _out: &mut Vec<Effect>) {}
-
-    /// Something happened; what is to be done about it is appended to `out`.
-    pub fn step(&mut self, _now: Now, _event: Event, _out: &mut Vec<Effect>) {}
-
-    /// A task that has not ended, or that has and is still in memory, and its submitter.
-    /// A `disk` task that is not committed yet is not shown.
-    #[must_use]
-    pub fn task(&self, _id: TaskId, _now: Now) -> Option<(Arc<Task>, ClientId)> {
-        None
-    }
-
-    /// Tasks that have not ended, and those ended ones that are still in memory, newest id first.
-    #[must_use]
-    pub fn tasks(&self, _filter: &TaskFilter, _now: Now) -> Vec<(Arc<Task>, ClientId)> {
-        Vec::new()
-    }
-
-    /// Whether this was a task that ended without being stored and is not kept any longer (410).
-    #[must_use]
-    pub fn expired(&self, _id: TaskId) -> bool {
-        false
-    }
-
-    /// All nodes by name; lost and stopped ones stay for 60 s.
-    #[must_use]
-    pub fn nodes(&self, _now: Now) -> Vec<NodeView> {
-        Vec::new()
-    }
-
-    /// One node, as [`Core::nodes`] shows it.
-    #[must_use]
-    pub fn node(&self, _id: NodeId, _now: Now) -> Option<NodeView> {
-        None
-    }
-
-    /// Why a task is where it is.
-    #[must_use]
-    pub fn explain(&self, _id: TaskId, _now: Now) -> Option<Explanation> {
-        None
-    }
-
-    /// The cluster as a whole.
-    #[must_use]
-    pub fn status(&self, _now: Now) -> ClusterStatus {
-        ClusterStatus {
-            leader: self.config.leader.clone(),
-            epoch: self.config.epoch,
-            version: self.config.version.clone(),
-            nodes: NodeCounts::default(),
-            queued: 0,
-            running: 0,
-            succeeded: 0,
-            failed: 0,
-            cancelled: 0,
-            late_results: 0,
-            accepted_per_second: 0.0,
-            finished_per_second: 0.0,
-            allotted_cores: 0.0,
-            effective_cores: 0.0,
-            used_cores: 0.0,
-            uptime_ms: 0,
+    fn recover(&mut self, now: Now, recovered: Recovered) {
+        self.alive = recovered.nodes.len();
+        let interval_ms = self.report_interval_ms();
+        for record in recovered.nodes {
+            let kinds = self.register_kinds(&record.registration, now.mono_us);
+            self.names.insert(record.registration.name.clone(), record.id);
+            self.sessions.insert(record.session_hash, record.id);
+            self.timers.insert((now.mono_us, Timer::Node(record.id)));
+            let node = Node::new(Arc::clone(&record), kinds, 0.0, now.mono_us, interval_ms, true);
+            self.nodes.insert(record.id, node);
+        }
+        for open in recovered.tasks {
+            let attempt = open.running.map(|(node, run, started_at)| Attempt {
+                run,
+                node,
+                started_us: now.mono_us,
+                started_at,
+            });
+            let here = attempt.filter(|attempt| self.nodes.contains_key(&attempt.node));
+            let spec = &open.record.spec;
+            let life = Life::recovered(spec, open.attempt, here);
+            let id = open.record.id;
+            let waited_ms = now.wall.ms_since(open.record.submitted_at);
+            let arrival_us = i64::try_from(now.mono_us).unwrap_or(i64::MAX)
+                - i64::try_from(waited_ms.saturating_mul(1_000)).unwrap_or(i64::MAX / 2);
+            let mut live = self.make_live(Arc::clone(&open.record), life, arrival_us, true);
+            live.stored = Stored::Yes;
+            live.promised = true;
+            if let Some(deadline_us) = live.deadline_us {
+                self.timers.insert((deadline_us, Timer::Deadline(id)));
+            }
+            self.live += 1;
+            self.live_bytes += live.bytes;
+            self.tasks.insert(id, Entry::Live(Box::new(live)));
+            match here {
+                Some(attempt) => self.enter_ledger(id, attempt, now),
+                None => self.enqueue(id),
+            }
+        }
+        for (client, key, body, task) in recovered.keys {
+            self.keys.insert(now.mono_us, client, key, body, task);
         }
     }
 
-    /// The kinds that are known: built in, of pool templates, or registered in the last 7 days.
-    #[must_use]
-    pub fn kinds(&self, _now: Now) -> Vec<KindInfo> {
-        protocol::kinds::built_in()
+    /// The effects of starting: the first [`Effect::WakeAt`].
+    pub fn start(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.step(now, Event::Tick, out);
+    }
+
+    /// Something happened; what is to be done about it is appended to `out`.
+    pub fn step(&mut self, now: Now, event: Event, out: &mut Vec<Effect>) {
+        match event {
+            Event::Submit(submission) => self.submit(now, *submission, out),
+            Event::Wait { task, reply, until_us } => self.wait(now, task, reply, until_us, out),
+            Event::ReplyGone { reply } => self.reply_gone(now, reply, out),
+            Event::Cancel { task, reply } => self.cancel(now, task, reply, out),
+            Event::CancelLabels { labels, only, reply } => self.cancel_labels(now, &labels, only, reply, out),
+            Event::Register { node, session_hash, replaces, registration, reply } => {
+                self.register(now, (node, session_hash), replaces, *registration, reply, out);
+            }
+            Event::Report { node, report } => self.report(now, node, *report, out),
+            Event::ChannelUp { node, boot_id, runs, draining } => {
+                self.channel_up(now, node, boot_id, &runs, draining, out);
+            }
+            Event::ChannelDown { node, by_node } => self.channel_down(now, node, by_node, out),
+            Event::Heard { node } => self.heard(now, node, out),
+            Event::RunEnded(ended) => self.run_ended(now, *ended, out),
+            Event::HandedBack { node, runs, draining, reason } => {
+                self.handed_back(now, node, &runs, draining, &reason, out);
+            }
+            Event::Leaving { node } => self.leaving(now, node, out),
+            Event::Exited { node, exit } => self.exited(now, node, &exit, out),
+            Event::Drain { node, deadline_ms } => self.drain(now, node, deadline_ms, out),
+            Event::Resume { node } => self.resume(now, node, out),
+            Event::Remove { node } => self.remove(now, node, out),
+            Event::KindsKnown { kinds } => self.kinds.set_templates(kinds),
+            Event::Written { through } => self.written(now, through, out),
+            Event::WriteFailed { through, why } => self.write_failed(now, through, &why, out),
+            Event::Tick => {}
+        }
+        self.fire(now, out);
+        self.dispatch(now, out);
+        let next_us = self.timers.first().map(|(at_us, _)| *at_us);
+        if let Some(mono_us) = next_us
+            && (next_us != self.announced_us || mono_us <= now.mono_us)
+        {
+            out.push(Effect::WakeAt { mono_us });
+        }
+        self.announced_us = next_us;
+    }
+
+    /// What is due.
+    fn fire(&mut self, now: Now, out: &mut Vec<Effect>) {
+        while let Some((at_us, timer)) = self.timers.first().copied()
+            && at_us <= now.mono_us
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Node(node) => self.update_status(now, node, out),
+                Timer::Look(node) => drop(self.touched.insert(node)),
+                Timer::Proven(node, run) => self.proven(node, run),
+                Timer::Stopped(node, run) => self.stopped(node, run),
+                Timer::Forget(node) => self.forget(now, node),
+                Timer::Persist(task) => self.persist(task, out),
+                Timer::Until(reply) => self.until(now, reply, out),
+                Timer::Deadline(task) => self.deadline(now, task, out),
+                Timer::Timeout(task, run) => self.timed_out(now, task, run, out),
+                Timer::Rerun(task, run) => self.rerun(now, task, run, out),
+                Timer::Store => self.store_again(out),
+            }
+        }
+    }
+
+    fn changed(&self, task: TaskId, state: TaskState, out: &mut Vec<Effect>) {
+        out.push(Effect::Changed(Change::Task { task, state }));
+    }
+
+    fn live(&self, task: TaskId) -> Option<&Live> {
+        match self.tasks.get(&task) {
+            Some(Entry::Live(live)) => Some(live),
+            _ => None,
+        }
+    }
+
+    fn live_mut(&mut self, task: TaskId) -> Option<&mut Live> {
+        match self.tasks.get_mut(&task) {
+            Some(Entry::Live(live)) => Some(live),
+            _ => None,
+        }
     }
 
     /// How often nodes report, so that all together send at most 2,000 reports a second: 500 … 5,000 ms.
     #[must_use]
     pub fn report_interval_ms(&self) -> u64 {
-        500
-    }
-
-    /// Whose session token has this hash; valid for 24 h after the last contact.
-    #[must_use]
-    pub fn session(&self, _hash: &[u8; 32], _now: Now) -> Option<NodeId> {
-        None
+        node::report_interval_ms(self.alive)
     }
 }

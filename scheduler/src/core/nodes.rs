@@ -1,0 +1,474 @@
+//! Nodes come, report, fall silent, return and leave.
+
+use super::state::Entry;
+use super::state::{KNOWN_US, Shape};
+use super::submit::{refuse, shape_of};
+use super::{
+    Attempt, Core, Effect, KindId, KindInfo, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskState, Timer,
+};
+use crate::{
+    effect::{Answer, Change, Order},
+    event::RunEnded,
+    node::{Channel, SESSION_US},
+    record::{NodeRecord, Op},
+    task::Phase,
+};
+use protocol::{
+    BootId,
+    node::{ExitReport, NodeRegistration, NodeStatus, Report},
+    task::{ErrorCode, TaskError},
+    work::{Outcome, RunRef},
+};
+use std::sync::Arc;
+
+/// Most shapes of nodes that are remembered.
+const MOST_SHAPES: usize = 1_024;
+/// Exit code of a process that was killed.
+const KILLED: i64 = 137;
+
+impl Core {
+    /// The kinds and the shape of a node become known for 7 days.
+    pub(super) fn register_kinds(&mut self, registration: &NodeRegistration, now_us: u64) -> Arc<[KindId]> {
+        let (slots, memory_bytes) = shape_of(registration.allotted_cores, registration.memory_bytes);
+        self.shapes.retain(|shape| {
+            now_us < shape.until_us && (shape.slots, shape.memory_bytes) != (slots, memory_bytes)
+        });
+        if self.shapes.len() >= MOST_SHAPES {
+            self.shapes.remove(0);
+        }
+        self.shapes.push(Shape { slots, memory_bytes, until_us: now_us + KNOWN_US });
+        let name = |kind: &KindInfo| self.kinds.id(&kind.name);
+        let mut ids: Vec<_> = registration.kinds.iter().map(name).collect();
+        for kind in &registration.kinds {
+            self.kinds.registered(kind, now_us);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    }
+
+    /// ē of the middle node: what a new one is expected to lose (rule 6).
+    fn median_loss(&self) -> f64 {
+        let here = self.nodes.values().filter(|node| node.gone_us.is_none() && node.cpu.is_some());
+        let mut losses: Vec<f64> = here.map(|node| node.capacity.long_loss()).collect();
+        let middle = losses.len() / 2;
+        if losses.is_empty() { 0.0 } else { *losses.select_nth_unstable_by(middle, f64::total_cmp).1 }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        now: Now,
+        (id, session_hash): (NodeId, [u8; 32]),
+        replaces: Option<NodeId>,
+        registration: NodeRegistration,
+        reply: ReplyId,
+        out: &mut Vec<Effect>,
+    ) {
+        let before = self.names.get(&registration.name).copied();
+        let alive = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.gone_us.is_none());
+        if before.is_some_and(|before| alive(&before) && replaces != Some(before)) {
+            return refuse(reply, Refusal::NameInUse { name: registration.name }, out);
+        }
+        self.alive += 1;
+        let kinds = self.register_kinds(&registration, now.mono_us);
+        let boot_id = registration.boot_id;
+        let record =
+            Arc::new(NodeRecord { id, session_hash, boot_id, registration, registered_at: now.wall });
+        let interval_ms = self.report_interval_ms();
+        let median = self.median_loss();
+        self.nodes.insert(id, Node::new(Arc::clone(&record), kinds, median, now.mono_us, interval_ms, false));
+        self.names.insert(record.registration.name.clone(), id);
+        self.sessions.insert(session_hash, id);
+        self.timers.insert((now.mono_us, Timer::Node(id)));
+        if let Some(before) = before {
+            self.replace(now, before, id, boot_id, out);
+        }
+        self.write(Op::NodeRegistered(record), out);
+        out.push(Effect::Answer {
+            reply,
+            answer: Answer::Registered { node: id, report_interval_ms: interval_ms },
+            last: true,
+        });
+        out.push(Effect::Changed(Change::Node { node: id, status: NodeStatus::Starting }));
+    }
+
+    /// A name has a new node. The same process keeps its runs; those of another one are lost.
+    fn replace(&mut self, now: Now, before: NodeId, id: NodeId, boot_id: BootId, out: &mut Vec<Effect>) {
+        if self.nodes.get(&before).is_some_and(|node| node.boot_id == boot_id) {
+            let runs: Vec<_> = self
+                .nodes
+                .get(&before)
+                .map(|node| node.ledger.iter().map(|(run, _)| run).collect())
+                .unwrap_or_default();
+            for run in runs {
+                let entry = self.nodes.get_mut(&before).and_then(|node| node.ledger.remove(run));
+                let Some(entry) = entry else { continue };
+                if let Some(live) = self.live_mut(entry.task) {
+                    live.life.moved(run, id);
+                    live.last_node = Some(id);
+                }
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.ledger.add(run, entry);
+                }
+            }
+        }
+        self.lose(now, before, "a new process has taken its name", out);
+        self.end_session(before);
+    }
+
+    fn end_session(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.removed = true;
+            self.sessions.remove(&node.record.session_hash);
+            if self.names.get(&node.record.registration.name) == Some(&id) {
+                self.names.remove(&node.record.registration.name);
+            }
+        }
+    }
+
+    /// Contact: the clocks begin anew, and a node that was given up is back.
+    pub(super) fn heard(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.removed || node.status == NodeStatus::Stopped {
+            return;
+        }
+        node.heard(now.mono_us);
+        if node.gone_us.take().is_some() {
+            self.alive += 1;
+            let record = Arc::clone(&node.record);
+            self.timers.insert((now.mono_us, Timer::Node(id)));
+            self.write(Op::NodeRegistered(record), out);
+        }
+        if self
+            .nodes
+            .get(&id)
+            .is_some_and(|node| matches!(node.status, NodeStatus::Suspect | NodeStatus::Lost))
+        {
+            self.update_status(now, id, out);
+        }
+    }
+
+    pub(super) fn report(&mut self, now: Now, id: NodeId, report: Report, out: &mut Vec<Effect>) {
+        let interval_ms = self.report_interval_ms();
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let old = node.report_seq.is_some_and(|seq| report.seq <= seq);
+        if node.removed || node.boot_id != report.boot_id || old || node.status == NodeStatus::Stopped {
+            return;
+        }
+        node.report_seq = Some(report.seq);
+        node.interval_ms = interval_ms;
+        node.ip = report.ip;
+        node.drains_itself = report.status == NodeStatus::Draining;
+        let busy = node.ledger.busy_cores();
+        node.capacity.observe(now.mono_us, &report.cpu, busy);
+        node.cpu = Some((report.cpu, now.mono_us));
+        node.memory = Some(report.memory);
+        node.running = report.running;
+        node.last_report_at = Some(now.wall);
+        self.heard(now, id, out);
+        self.update_status(now, id, out);
+        self.touched.insert(id);
+        if let Some(node) = self.nodes.get(&id) {
+            out.push(Effect::Changed(Change::Node { node: id, status: node.status }));
+        }
+    }
+
+    /// Brings a node's status up to what its clocks say.
+    pub(super) fn update_status(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let (status, reason, next_us) = node.judge(&self.config, now.mono_us);
+        if node.gone_us.is_some() {
+            return;
+        }
+        if let Some(next_us) = next_us {
+            self.timers.insert((next_us, Timer::Node(id)));
+        }
+        if status == NodeStatus::Lost {
+            return self.lose(now, id, &reason, out);
+        }
+        node.reason = reason;
+        if node.status == status {
+            return;
+        }
+        node.status = status;
+        self.touched.insert(id);
+        out.push(Effect::Changed(Change::Node { node: id, status }));
+        if status == NodeStatus::Suspect {
+            self.arm_reruns(id);
+        }
+    }
+
+    /// Contact is lost: tasks that say how long they wait then are looked at when that is over.
+    fn arm_reruns(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let after = |task| self.live(task).and_then(|live| live.record.spec.rerun_after_ms);
+        let due: Vec<_> = node
+            .ledger
+            .iter()
+            .filter_map(|(run, entry)| Some((entry.task, run, after(entry.task)?)))
+            .map(|(task, run, ms)| {
+                (node.heard_us.saturating_add(ms.saturating_mul(1_000)), Timer::Rerun(task, run))
+            })
+            .collect();
+        self.timers.extend(due);
+    }
+
+    /// A node is given up: its runs are elsewhere from now on.
+    fn lose(&mut self, now: Now, id: NodeId, why: &str, out: &mut Vec<Effect>) {
+        self.depart(now, id, NodeStatus::Lost, why, out);
+        let runs: Vec<_> = self
+            .nodes
+            .get(&id)
+            .map(|node| node.ledger.iter().map(|(run, _)| run).collect())
+            .unwrap_or_default();
+        let name = self.nodes.get(&id).map(|node| node.record.registration.name.clone()).unwrap_or_default();
+        for run in runs {
+            self.lose_run(now, id, run, &format!("node {name} was lost: {why}"), out);
+        }
+    }
+
+    fn depart(&mut self, now: Now, id: NodeId, status: NodeStatus, why: &str, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.gone_us.is_some() {
+            return;
+        }
+        node.gone_us = Some(now.mono_us);
+        node.status = status;
+        node.reason = why.to_owned();
+        node.health = Default::default();
+        node.reserved = None;
+        let was_up = node.channel == Channel::Up;
+        node.channel = Channel::Closed { at_us: now.mono_us, by_node: false };
+        let forget_us = node.heard_us + SESSION_US;
+        self.alive -= 1;
+        self.touched.insert(id);
+        self.timers.insert((forget_us.max(now.mono_us + 1), Timer::Forget(id)));
+        if was_up {
+            out.push(Effect::CloseChannel { node: id });
+        }
+        self.write(Op::NodeGone { node: id, at: now.wall }, out);
+        out.push(Effect::Changed(Change::Node { node: id, status }));
+    }
+
+    /// A node that was gone for 24 h cannot come back.
+    pub(super) fn forget(&mut self, now: Now, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        if node.gone_us.is_none() {
+            return;
+        }
+        if node.session_valid(now.mono_us) {
+            self.timers.insert((node.heard_us + SESSION_US, Timer::Forget(id)));
+            return;
+        }
+        if node.ledger.is_empty() {
+            self.end_session(id);
+            self.nodes.remove(&id);
+        }
+    }
+
+    pub(super) fn channel_up(
+        &mut self,
+        now: Now,
+        id: NodeId,
+        boot_id: BootId,
+        runs: &[RunRef],
+        draining: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.removed) else {
+            out.push(Effect::CloseChannel { node: id });
+            return;
+        };
+        if node.status == NodeStatus::Stopped {
+            node.status = NodeStatus::Lost;
+        }
+        if node.boot_id != boot_id {
+            let lost: Vec<_> = node.ledger.iter().map(|(run, _)| run).collect();
+            node.boot_id = boot_id;
+            node.report_seq = None;
+            node.health = Default::default();
+            for run in lost {
+                self.lose_run(now, id, run, "its node started anew", out);
+            }
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.channel = Channel::Up;
+            node.drains_itself = draining;
+        }
+        self.heard(now, id, out);
+        self.reconcile(now, id, runs, out);
+        if let Some(drain) = self.nodes.get(&id).and_then(|node| node.drain) {
+            let left = drain.map(|until_us| until_us.saturating_sub(now.mono_us) / 1_000);
+            self.order(id, Order::Drain { deadline_ms: left }, out);
+        }
+        self.update_status(now, id, out);
+        self.touched.insert(id);
+    }
+
+    /// Holds what a node says it has against what it should have.
+    fn reconcile(&mut self, now: Now, id: NodeId, runs: &[RunRef], out: &mut Vec<Effect>) {
+        for RunRef { task, run } in runs {
+            self.reconcile_run(now, id, (*task, *run), out);
+        }
+        let listed: std::collections::BTreeSet<_> = runs.iter().map(|listed| listed.run).collect();
+        let missing: Vec<_> = self
+            .nodes
+            .get(&id)
+            .map(|node| {
+                node.ledger
+                    .iter()
+                    .filter(|(run, _)| !listed.contains(run))
+                    .map(|(run, e)| (run, e.task))
+                    .collect()
+            })
+            .unwrap_or_default();
+        for (run, task) in missing {
+            self.release(id, run);
+            if let Some(live) = self.live_mut(task)
+                && live.life.accepts(run, id)
+            {
+                let next = live.life.handed_back(run, true, "it never arrived at its node");
+                self.follow(now, task, next, out);
+            }
+        }
+    }
+
+    fn reconcile_run(
+        &mut self,
+        now: Now,
+        id: NodeId,
+        (task, run): (protocol::TaskId, RunId),
+        out: &mut Vec<Effect>,
+    ) {
+        let known = self.nodes.get(&id).and_then(|node| node.ledger.get(run));
+        if known.is_some_and(|entry| entry.cancelling) {
+            return self.order(id, Order::Cancel { run }, out);
+        }
+        let older = run.epoch() < self.config.epoch;
+        let attempt = Attempt { run, node: id, started_us: now.mono_us, started_at: now.wall };
+        let counts = match self.tasks.get_mut(&task) {
+            Some(Entry::Live(live)) if live.life.phase() != Phase::Accepting => {
+                live.life.returned(attempt, older)
+            }
+            // Its result follows, or its commit is on the way.
+            Some(Entry::Ended(ended)) if ended.winner == Some((run, id)) => {
+                if !ended.writing {
+                    self.order(id, Order::Committed { run }, out);
+                }
+                return;
+            }
+            _ => false,
+        };
+        if !counts {
+            self.order(id, Order::Cancel { run }, out);
+            return self.order(id, Order::Committed { run }, out);
+        }
+        self.unqueue(task);
+        if self.nodes.get(&id).is_some_and(|node| node.ledger.get(run).is_some()) {
+            return;
+        }
+        self.enter_ledger(task, attempt, now);
+        let Some(Entry::Live(live)) = self.tasks.get_mut(&task) else { return };
+        live.last_node = live.life.current().map(|current| current.node);
+        live.started.get_or_insert((i64::try_from(now.mono_us).unwrap_or(i64::MAX), now.wall));
+        let (attempt, stored) = (live.life.attempt(), live.stored != super::state::Stored::No);
+        if stored && self.live(task).and_then(|live| live.life.current()).is_some_and(|c| c.run == run) {
+            self.write(Op::TaskDispatched { task, run, node: id, attempt, at: now.wall }, out);
+        }
+        self.changed(task, TaskState::Running, out);
+    }
+
+    pub(super) fn channel_down(&mut self, now: Now, id: NodeId, by_node: bool, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.channel != Channel::Up {
+            return;
+        }
+        node.channel = Channel::Closed { at_us: now.mono_us, by_node };
+        self.update_status(now, id, out);
+        if by_node {
+            let at_us = now.mono_us + self.config.channel_lost_after_ms * 1_000;
+            self.timers.insert((at_us, Timer::Node(id)));
+        }
+    }
+
+    pub(super) fn leaving(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get(&id).filter(|node| node.gone_us.is_none()) else { return };
+        let runs: Vec<_> = node.ledger.iter().map(|(run, entry)| RunRef { task: entry.task, run }).collect();
+        self.handed_back(now, id, &runs, true, "its node leaves", out);
+        self.depart(now, id, NodeStatus::Stopped, "it left in order", out);
+    }
+
+    pub(super) fn exited(&mut self, now: Now, id: NodeId, exit: &ExitReport, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get(&id).filter(|node| node.gone_us.is_none()) else { return };
+        // The runtime blames memory also when only a child was killed, so its word counts with a kill only.
+        if exit.oom_killed && exit.exit_code.is_none_or(|code| code == KILLED) {
+            let rss =
+                |task| node.running.iter().find(|running| running.task == task).map_or(0, |r| r.rss_bytes);
+            let size = |entry: &crate::ledger::Entry| (rss(entry.task), entry.memory_bytes);
+            let largest = node.ledger.iter().max_by_key(|(_, entry)| size(entry));
+            if let Some((run, task)) = largest.map(|(run, entry)| (run, entry.task)) {
+                let message = "its node ran out of memory, and this was its largest task".to_owned();
+                let error = TaskError { code: ErrorCode::OutOfMemory, message };
+                self.settle(
+                    now,
+                    RunEnded {
+                        node: id,
+                        task,
+                        run,
+                        outcome: Outcome::Failed(error),
+                        result: None,
+                        run_ms: 0.0,
+                        cpu_ms: 0.0,
+                        sample: None,
+                    },
+                    out,
+                );
+            }
+        }
+        let code = exit.exit_code.map(|code| format!(" with code {code}")).unwrap_or_default();
+        let reason = if exit.reason.is_empty() { String::new() } else { format!(": {}", exit.reason) };
+        self.lose(now, id, &format!("its process exited{code}{reason}"), out);
+    }
+
+    pub(super) fn drain(&mut self, now: Now, id: NodeId, deadline_ms: Option<u64>, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.gone_us.is_none()) else { return };
+        node.drain = Some(deadline_ms.map(|ms| now.mono_us.saturating_add(ms.saturating_mul(1_000))));
+        self.order(id, Order::Drain { deadline_ms }, out);
+        self.update_status(now, id, out);
+    }
+
+    pub(super) fn resume(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.gone_us.is_none()) else { return };
+        node.drain = None;
+        // It says so again with its next report if it still drains of its own accord.
+        node.drains_itself = false;
+        self.order(id, Order::Resume, out);
+        self.update_status(now, id, out);
+        self.touched.insert(id);
+    }
+
+    pub(super) fn remove(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
+        self.lose(now, id, "an operator removed it", out);
+        self.end_session(id);
+    }
+
+    /// The node failed by itself (rule 7).
+    pub(super) fn fault(&mut self, now: Now, id: NodeId) {
+        let out_now = self.nodes.values().filter(|node| node.health.is_out(now.mono_us)).count();
+        let may_eject = (out_now + 1) * 2 <= self.alive;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let slots = node.slots();
+        let again_us = node.health.fault(now.mono_us, slots, may_eject);
+        self.timers.insert((again_us, Timer::Look(id)));
+        self.touched.insert(id);
+    }
+
+    /// A run has lived for half a second: its node works (rule 6).
+    pub(super) fn proven(&mut self, id: NodeId, run: RunId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.gone_us.is_none() && node.ledger.get(run).is_some() {
+            node.health.proven();
+            self.touched.insert(id);
+        }
+    }
+}

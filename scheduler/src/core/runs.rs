@@ -1,0 +1,472 @@
+//! A task's runs, and its end.
+
+use super::state::{Ended, Entry, Live, Stored, Want};
+use super::submit::refuse;
+use super::{Core, Effect, Now, Refusal, RunId, TaskId, TaskState, Timer};
+use crate::{
+    effect::{Answer, Change, Order},
+    event::{ClientId, ReplyId, RunEnded},
+    record::Op,
+    task::{Next, Phase},
+};
+use protocol::{
+    NodeId,
+    node::NodeStatus,
+    task::{ErrorCode, Json, TaskError},
+    work::{Outcome, RunRef},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// How much longer than its `timeout_ms` a run may take to be reported, in microseconds.
+const TIMEOUT_GRACE_US: u64 = 10_000_000;
+/// How long a slot stays taken by a run that was told to stop, in microseconds.
+const STOP_GRACE_US: u64 = 30_000_000;
+/// Ids of tasks that are not kept any longer which are remembered as such.
+const EXPIRED_KEPT: usize = 100_000;
+
+/// How a task ended.
+pub(super) struct End {
+    pub(super) state: TaskState,
+    pub(super) result: Option<Json>,
+    pub(super) error: Option<TaskError>,
+    /// The run that ended it, with its running and CPU time.
+    pub(super) ran: Option<(RunId, NodeId, f64, f64)>,
+}
+
+impl End {
+    pub(super) fn failed(error: TaskError) -> Self {
+        Self { state: TaskState::Failed, result: None, error: Some(error), ran: None }
+    }
+}
+
+fn whole_ms(ms: f64) -> u64 {
+    // The wire bounds nothing here, so the cast saturates.
+    ms.max(0.0).round() as u64
+}
+
+impl Core {
+    pub(super) fn run_ended(&mut self, now: Now, ended: RunEnded, out: &mut Vec<Effect>) {
+        let (node, run) = (ended.node, ended.run);
+        self.heard(now, node, out);
+        let Some(state) = self.nodes.get_mut(&node) else { return };
+        if let Some(sample) = &ended.sample {
+            let busy = state.ledger.busy_cores();
+            state.capacity.observe(now.mono_us, sample, busy);
+            state.cpu = Some((*sample, now.mono_us));
+        }
+        self.touched.insert(node);
+        let stopped = self.take_stopped(node, run);
+        match self.tasks.get(&ended.task) {
+            Some(Entry::Live(live)) if !stopped && live.life.accepts(run, node) => {
+                return self.settle(now, ended, out);
+            }
+            // Sent again: its commit is on the way, or was lost.
+            Some(Entry::Ended(task)) if task.winner == Some((run, node)) => {
+                if !task.writing {
+                    self.order(node, Order::Committed { run }, out);
+                }
+                return;
+            }
+            _ => {}
+        }
+        if !(stopped && ended.outcome == Outcome::Cancelled) {
+            self.counts.late += 1;
+            out.push(Effect::Changed(Change::LateResult { node }));
+        }
+        self.order(node, Order::Committed { run }, out);
+    }
+
+    /// A run that we told to stop has: its slot is free.
+    fn take_stopped(&mut self, node: NodeId, run: RunId) -> bool {
+        let Some(state) = self.nodes.get_mut(&node) else { return false };
+        let stopped = state.ledger.get(run).is_some_and(|entry| entry.cancelling);
+        if stopped {
+            state.ledger.remove(run);
+            self.touched.insert(node);
+        }
+        stopped
+    }
+
+    pub(super) fn settle(&mut self, now: Now, ended: RunEnded, out: &mut Vec<Effect>) {
+        let RunEnded { node, task: id, run, outcome, result, run_ms, cpu_ms, .. } = ended;
+        let ran = Some((run, node, run_ms, cpu_ms));
+        match outcome {
+            Outcome::Succeeded => {
+                self.learn(id, node, run, run_ms, cpu_ms);
+                if let Some(state) = self.nodes.get_mut(&node) {
+                    state.completed += 1;
+                    state.health.proven();
+                }
+                self.end(now, id, End { state: TaskState::Succeeded, result, error: None, ran }, out);
+            }
+            Outcome::Failed(error) => {
+                let own_fault = error.code == ErrorCode::NodeLost;
+                if let Some(state) = self.nodes.get_mut(&node) {
+                    state.failed += 1;
+                    if !own_fault {
+                        state.health.proven();
+                    }
+                }
+                if own_fault {
+                    self.fault(now, node);
+                }
+                self.fail_attempt(now, id, (error, result), (run, node, run_ms, cpu_ms), out);
+            }
+            Outcome::Cancelled => {
+                self.release(node, run);
+                self.order(node, Order::Committed { run }, out);
+                self.fault(now, node);
+                if let Some(live) = self.live_mut(id) {
+                    let next = live.life.node_lost(run, "its node stopped it unasked");
+                    self.follow(now, id, next, out);
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, id: TaskId, node: NodeId, run: RunId, run_ms: f64, cpu_ms: f64) {
+        let rate =
+            self.nodes.get(&node).and_then(|state| state.ledger.get(run)).map(|entry| entry.rate_cores);
+        let Some(Entry::Live(live)) = self.tasks.get(&id) else { return };
+        self.estimates.learn(&live.kind, live.size, cpu_ms / 1e3, run_ms / 1e3, rate.unwrap_or(1.0));
+    }
+
+    /// An attempt ended with an error: tried again or the end.
+    fn fail_attempt(
+        &mut self,
+        now: Now,
+        id: TaskId,
+        (error, result): (TaskError, Option<Json>),
+        (run, node, run_ms, cpu_ms): (RunId, NodeId, f64, f64),
+        out: &mut Vec<Effect>,
+    ) {
+        let code = error.code;
+        let Some(live) = self.live_mut(id) else { return };
+        let others: Vec<_> = live.life.runs().filter(|other| other.run != run).collect();
+        let record = Arc::clone(&live.record);
+        let mut next = live.life.failed(error.clone(), &record.spec.retry_on);
+        if next == Next::Requeue && code == ErrorCode::OutOfMemory && !self.ask_more_memory(id, node, run) {
+            next = Next::Fail(error);
+        }
+        for other in others {
+            self.stop_run(now, other.node, other.run, out);
+        }
+        match next {
+            Next::Fail(error) => {
+                let ran = Some((run, node, run_ms, cpu_ms));
+                self.end(now, id, End { state: TaskState::Failed, result, error: Some(error), ran }, out);
+            }
+            next => {
+                self.release(node, run);
+                if let Some(live) = self.live_mut(id) {
+                    live.life.give_up(run);
+                }
+                self.order(node, Order::Committed { run }, out);
+                self.follow(now, id, next, out);
+            }
+        }
+    }
+
+    /// After `out_of_memory` a task goes only where more memory is free. Says whether there is such a node.
+    fn ask_more_memory(&mut self, id: TaskId, node: NodeId, run: RunId) -> bool {
+        let Some(state) = self.nodes.get(&node) else { return true };
+        let own = state.ledger.get(run).map_or(0, |entry| entry.memory_bytes);
+        let free_bytes = state.memory_free() + own + 1;
+        let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return true };
+        let class = crate::queue::Class { free_bytes, ..live.class };
+        if !self.nodes.values().any(|other| other.gone_us.is_none() && other.could_take(class)) {
+            return false;
+        }
+        live.class = class;
+        true
+    }
+
+    /// What follows from the end of an attempt without a result.
+    pub(super) fn follow(&mut self, now: Now, id: TaskId, next: Next, out: &mut Vec<Effect>) {
+        match next {
+            Next::GoesOn => {}
+            Next::Fail(error) => self.end(now, id, End::failed(error), out),
+            Next::Requeue => {
+                self.enqueue(id);
+                let Some(live) = self.live(id) else { return };
+                let attempt = live.life.attempt();
+                if live.stored != Stored::No {
+                    self.write(Op::TaskRequeued { task: id, attempt }, out);
+                }
+                self.changed(id, TaskState::Queued, out);
+            }
+        }
+    }
+
+    /// A run is no longer on its node.
+    pub(super) fn release(&mut self, node: NodeId, run: RunId) {
+        if let Some(state) = self.nodes.get_mut(&node) {
+            state.ledger.remove(run);
+            self.touched.insert(node);
+        }
+    }
+
+    /// A run is told to stop; its slot stays taken until it has.
+    pub(super) fn stop_run(&mut self, now: Now, node: NodeId, run: RunId, out: &mut Vec<Effect>) {
+        let Some(state) = self.nodes.get_mut(&node) else { return };
+        if let Some(entry) = state.ledger.get_mut(run) {
+            entry.cancelling = true;
+            self.timers.insert((now.mono_us + STOP_GRACE_US, Timer::Stopped(node, run)));
+        }
+        self.order(node, Order::Cancel { run }, out);
+    }
+
+    /// A run that was told to stop has had its time: the node's next hello says whether it has it still.
+    pub(super) fn stopped(&mut self, node: NodeId, run: RunId) {
+        self.take_stopped(node, run);
+    }
+
+    /// A task ends, exactly once: it is not live any more.
+    pub(super) fn end(&mut self, now: Now, id: TaskId, end: End, out: &mut Vec<Effect>) {
+        self.unqueue(id);
+        if self.live(id).is_none() {
+            return;
+        }
+        let Some(Entry::Live(mut live)) = self.tasks.remove(&id) else { return };
+        if live.life.phase() == Phase::Accepting {
+            self.accepting -= 1;
+        }
+        let winner = end.ran.map(|(run, node, ..)| (run, node));
+        for run in live.life.runs().map(|attempt| (attempt.run, attempt.node)).collect::<Vec<_>>() {
+            if Some(run) == winner {
+                self.release(run.1, run.0);
+            } else {
+                self.stop_run(now, run.1, run.0, out);
+            }
+        }
+        if let Some((run, node)) = winner {
+            // The task may have been taken from the run already, by a failure that ended it.
+            self.release(node, run);
+            live.last_node = Some(node);
+        }
+        self.live -= 1;
+        self.live_bytes -= live.bytes;
+        self.finished_rate.count(now.mono_us);
+        match end.state {
+            TaskState::Succeeded => self.counts.succeeded += 1,
+            TaskState::Cancelled => self.counts.cancelled += 1,
+            _ => self.counts.failed += 1,
+        }
+        self.changed(id, end.state, out);
+        self.record_end(now, id, *live, end, out);
+    }
+
+    fn record_end(&mut self, now: Now, id: TaskId, live: Live, end: End, out: &mut Vec<Effect>) {
+        let mut task = live.shown(id, now);
+        task.state = end.state;
+        task.result = end.result;
+        task.error = end.error;
+        task.finished_at = Some(now.wall);
+        if let Some((_, _, run_ms, cpu_ms)) = end.ran {
+            task.run_ms = Some(whole_ms(run_ms));
+            task.cpu_ms = Some(whole_ms(cpu_ms));
+        }
+        let stored = live.stored != Stored::No;
+        let result_bytes = task.result.as_ref().map_or(0, |result| result.get().len() as u64);
+        let mut ended = Ended {
+            task: Arc::new(task),
+            client: live.record.client,
+            winner: end.ran.map(|(run, node, ..)| (run, node)),
+            writing: stored,
+            durable: live.durable,
+            waiters: live.waiters,
+            decision: live.decision,
+        };
+        if !ended.durable {
+            self.answer_ended(&mut ended, out);
+        }
+        if stored {
+            let op = Op::TaskEnded { task: Arc::clone(&ended.task), client: ended.client };
+            self.tasks.insert(id, Entry::Ended(Box::new(ended)));
+            self.write(op, out);
+            return;
+        }
+        if let Some((run, node)) = ended.winner {
+            self.order(node, Order::Committed { run }, out);
+        }
+        self.tasks.insert(id, Entry::Ended(Box::new(ended)));
+        self.keep_in_memory(id, live.bytes + result_bytes);
+    }
+
+    /// A task that ended without being stored stays readable for a while.
+    fn keep_in_memory(&mut self, id: TaskId, bytes: u64) {
+        self.ended_memory.push_back((id, bytes));
+        self.ended_memory_bytes += bytes;
+        while self.ended_memory.len() > self.config.ended_memory_kept
+            || self.ended_memory_bytes > self.config.ended_memory_max_bytes && self.ended_memory.len() > 1
+        {
+            let Some((oldest, bytes)) = self.ended_memory.pop_front() else { return };
+            self.ended_memory_bytes -= bytes;
+            self.tasks.remove(&oldest);
+            self.expired.insert(oldest);
+            self.expired_order.push_back(oldest);
+            if self.expired_order.len() > EXPIRED_KEPT
+                && let Some(forgotten) = self.expired_order.pop_front()
+            {
+                self.expired.remove(&forgotten);
+            }
+        }
+    }
+
+    pub(super) fn end_cancelled(&mut self, now: Now, id: TaskId, why: &str, out: &mut Vec<Effect>) {
+        let error = TaskError { code: ErrorCode::Cancelled, message: why.to_owned() };
+        let end = End { state: TaskState::Cancelled, result: None, error: Some(error), ran: None };
+        self.end(now, id, end, out);
+    }
+
+    pub(super) fn cancel(&mut self, now: Now, id: TaskId, reply: ReplyId, out: &mut Vec<Effect>) {
+        match self.tasks.get(&id) {
+            None => refuse(reply, self.unknown(id), out),
+            Some(Entry::Ended(ended)) => refuse(reply, Refusal::Ended { state: ended.task.state }, out),
+            Some(Entry::Live(live)) if live.life.phase() == Phase::Accepting => {
+                refuse(reply, Refusal::NotFound, out);
+            }
+            Some(Entry::Live(_)) => {
+                self.push_waiter(id, reply, Want::Cancelled);
+                self.end_cancelled(now, id, "it was cancelled on request", out);
+            }
+        }
+    }
+
+    pub(super) fn cancel_labels(
+        &mut self,
+        now: Now,
+        labels: &BTreeMap<String, String>,
+        only: Option<ClientId>,
+        reply: ReplyId,
+        out: &mut Vec<Effect>,
+    ) {
+        let wanted = |live: &Live| {
+            let has = |(key, value)| live.record.spec.labels.get(key) == Some(value);
+            live.life.phase() != Phase::Accepting
+                && only.is_none_or(|only| only == live.record.client)
+                && !labels.is_empty()
+                && labels.iter().all(has)
+        };
+        let found: Vec<_> = self
+            .tasks
+            .iter()
+            .filter_map(|(id, entry)| matches!(entry, Entry::Live(live) if wanted(live)).then_some(*id))
+            .collect();
+        let before = self.store.last;
+        for id in &found {
+            self.end_cancelled(now, *id, "it was cancelled by its labels", out);
+        }
+        let count = found.len() as u64;
+        if self.store.last == before {
+            out.push(Effect::Answer { reply, answer: Answer::CancelledCount(count), last: true });
+        } else {
+            self.store.counts.push((self.store.last, reply, count));
+        }
+    }
+
+    pub(super) fn deadline(&mut self, now: Now, id: TaskId, out: &mut Vec<Effect>) {
+        let Some(live) = self.live(id) else { return };
+        let doing = if live.life.current().is_some() { "running" } else { "waiting" };
+        let message = format!("its deadline passed while it was {doing}");
+        self.end(now, id, End::failed(TaskError { code: ErrorCode::Deadline, message }), out);
+    }
+
+    /// A backstop: the node itself ends a run at its `timeout_ms` and says so.
+    pub(super) fn timed_out(&mut self, now: Now, id: TaskId, run: RunId, out: &mut Vec<Effect>) {
+        let Some(live) = self.live_mut(id) else { return };
+        let Some(attempt) = live.life.runs().find(|attempt| attempt.run == run) else { return };
+        let record = Arc::clone(&live.record);
+        let others: Vec<_> = live.life.runs().collect();
+        let message = "the attempt ran longer than its timeout, and its node did not say so".to_owned();
+        let next = live.life.failed(TaskError { code: ErrorCode::Timeout, message }, &record.spec.retry_on);
+        live.life.give_up(attempt.run);
+        for other in others {
+            self.stop_run(now, other.node, other.run, out);
+        }
+        self.follow(now, id, next, out);
+    }
+
+    pub(super) fn arm_timeout(&mut self, now: Now, id: TaskId, run: RunId, timeout_ms: Option<u64>) {
+        if let Some(timeout_ms) = timeout_ms {
+            let at_us =
+                now.mono_us.saturating_add(timeout_ms.saturating_mul(1_000)).saturating_add(TIMEOUT_GRACE_US);
+            self.timers.insert((at_us, Timer::Timeout(id, run)));
+        }
+    }
+
+    pub(super) fn handed_back(
+        &mut self,
+        now: Now,
+        node: NodeId,
+        runs: &[RunRef],
+        draining: bool,
+        reason: &str,
+        out: &mut Vec<Effect>,
+    ) {
+        self.heard(now, node, out);
+        let Some(state) = self.nodes.get_mut(&node) else { return };
+        state.drains_itself |= draining;
+        let excused = draining || state.drain.is_some();
+        let mut given_back = 0;
+        for RunRef { task, run } in runs {
+            let stopped = self.take_stopped(node, *run);
+            self.release(node, *run);
+            if let Some(live) = self.live_mut(*task)
+                && !stopped
+                && live.life.accepts(*run, node)
+            {
+                given_back += 1;
+                let next = live.life.handed_back(*run, excused, reason);
+                self.follow(now, *task, next, out);
+            }
+        }
+        if given_back > 0 && !excused {
+            self.fault(now, node);
+        }
+        self.update_status(now, node, out);
+    }
+
+    /// The node of a run is out of reach for good, or for as long as its task allows.
+    pub(super) fn lose_run(&mut self, now: Now, node: NodeId, run: RunId, why: &str, out: &mut Vec<Effect>) {
+        let Some(state) = self.nodes.get(&node) else { return };
+        let heard_us = state.heard_us;
+        let Some(entry) = state.ledger.get(run) else { return };
+        let id = entry.task;
+        let not_before_us = self
+            .live(id)
+            .and_then(|live| live.record.spec.rerun_after_ms)
+            .map(|after_ms| heard_us.saturating_add(after_ms.saturating_mul(1_000)));
+        if let Some(at_us) = not_before_us.filter(|at_us| *at_us > now.mono_us) {
+            self.timers.insert((at_us, Timer::Rerun(id, run)));
+            return;
+        }
+        self.release(node, run);
+        if let Some(live) = self.live_mut(id)
+            && live.life.accepts(run, node)
+        {
+            let next = live.life.node_lost(run, why);
+            self.follow(now, id, next, out);
+        }
+    }
+
+    /// A task with `rerun_after_ms` has waited that long since contact to its node was lost.
+    pub(super) fn rerun(&mut self, now: Now, id: TaskId, run: RunId, out: &mut Vec<Effect>) {
+        let Some(attempt) =
+            self.live(id).and_then(|live| live.life.runs().find(|attempt| attempt.run == run))
+        else {
+            return;
+        };
+        let out_of_reach =
+            |status| matches!(status, NodeStatus::Suspect | NodeStatus::Lost | NodeStatus::Stopped);
+        if self.nodes.get(&attempt.node).is_none_or(|node| out_of_reach(node.status)) {
+            self.lose_run(
+                now,
+                attempt.node,
+                run,
+                "its node has been out of reach for its rerun_after_ms",
+                out,
+            );
+        }
+    }
+}
