@@ -30,6 +30,8 @@ pub struct SimNode {
     pub cut_until_us: u64,
     /// Its session token, as the registration gave it.
     pub registered: Option<NodeId>,
+    /// Id of its container.
+    pub runtime_id: Option<String>,
     running: BTreeMap<RunId, Running>,
     seq: u64,
     /// Epochs of the orders that it obeyed, for the checker.
@@ -72,6 +74,7 @@ impl SimNode {
             stopped_until_us: 0,
             cut_until_us: 0,
             registered: None,
+            runtime_id: None,
             running: BTreeMap::new(),
             seq: 0,
             obeyed_epoch: 0,
@@ -116,7 +119,7 @@ impl SimNode {
             labels: BTreeMap::new(),
             version: "0".to_owned(),
             boot_id: self.boot,
-            runtime_id: None,
+            runtime_id: self.runtime_id.clone(),
         }
     }
 

@@ -24,7 +24,10 @@ use scheduler::{
     event::{ClientId, Event, ReplyId, Submission, Wait},
     record::Op,
 };
-use session::node::Bearer;
+use session::{
+    node::Bearer,
+    retry::{Decision, Outcome, Policy, Retry},
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How a run of the simulation is set up.
@@ -65,7 +68,7 @@ enum Ev {
     /// An answer reaches its caller: number of the submission, and what it says.
     Answered(u64, Box<Answer>),
     /// A caller sees that its request broke.
-    RequestBroke(u64),
+    RequestBroke(u64, Outcome),
     /// A client asks (again) for its task.
     Ask(u64),
     /// A node's request to register or to connect, or its report, reaches the master.
@@ -88,8 +91,14 @@ enum Ev {
     RunEnds(usize, u64, RunId),
     /// A node reports.
     ReportDue(usize, u64),
-    /// A node process starts.
-    NodeStart(usize),
+    /// The manager looks after the pool.
+    Manage,
+    /// The same, at once, because the engine told of something.
+    Look,
+    /// A container was created.
+    Created(String),
+    /// A container of this id was removed.
+    Removed(String, String),
     /// Something breaks.
     Fault,
 }
@@ -138,6 +147,8 @@ pub struct World {
     pub history: History,
     /// Tasks begun by nodes that are dead now.
     begun_before: BTreeMap<TaskId, u32>,
+    manager: Manager,
+    retries: BTreeMap<u64, (Retry, u64)>,
 }
 
 enum Caller {
@@ -150,9 +161,9 @@ impl World {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let mut rng = SmallRng::seed_from_u64(setup.seed);
-        let nodes = (0..setup.nodes)
-            .map(|at| SimNode::new(format!("node-{at}"), f64::from(rng.random_range(1..=8_u32)) * 0.25))
-            .collect();
+        let manager = Manager::new(setup.nodes as u32).unwrap_or_else(|| unreachable!("a fixed name"));
+        let cores = |rng: &mut SmallRng| f64::from(rng.random_range(1..=8_u32)) * 0.25;
+        let nodes = (0..setup.nodes).map(|at| SimNode::new(manager.name(at), cores(&mut rng))).collect();
         let mut world = Self {
             setup,
             agenda: Agenda::default(),
@@ -167,6 +178,8 @@ impl World {
             next_reply: 0,
             history: History::default(),
             begun_before: BTreeMap::new(),
+            manager,
+            retries: BTreeMap::new(),
         };
         world.plan();
         world
@@ -174,10 +187,7 @@ impl World {
 
     fn plan(&mut self) {
         self.agenda.at(0, Ev::MasterStart);
-        for at in 0..self.setup.nodes {
-            let start_us = self.rng.random_range(0..2_000_000);
-            self.agenda.at(start_us, Ev::NodeStart(at));
-        }
+        self.agenda.at(0, Ev::Manage);
         for number in 0..self.setup.tasks {
             let submit_us = self.rng.random_range(100_000..self.setup.faults_us);
             self.agenda.at(submit_us, Ev::Request(Request::Submit(number)));
@@ -212,7 +222,8 @@ impl World {
     fn at_rest(&self) -> bool {
         self.history.entries.len() as u64 == self.setup.tasks
             && self.history.entries.values().all(|entry| entry.ended.is_some() || entry.refused)
-            && self.nodes.iter().all(|node| node.session.is_some() && node.is_empty())
+            && self.nodes.iter().all(SimNode::is_empty)
+            && self.pool_is_right()
             && self.master.is_some()
     }
 
@@ -235,6 +246,9 @@ impl World {
                     "task {id}: the client was told {state:?} {result:?}, the disk says {stored:?}"
                 ));
             }
+        }
+        if !self.pool_is_right() {
+            violations.push("the pool does not have the nodes that are wanted at the end".to_owned());
         }
         for node in self.nodes.iter().filter(|node| !node.is_empty()) {
             violations.push(format!("{} is not empty at the end", node.name));
@@ -284,7 +298,7 @@ impl World {
             Ev::Durable(epoch, ops) => self.durable(now_us, epoch, ops),
             Ev::Request(request) => self.request(now_us, &request),
             Ev::Answered(number, answer) => self.answered(number, *answer),
-            Ev::RequestBroke(number) => self.broke(number),
+            Ev::RequestBroke(number, outcome) => self.broke(now_us, number, outcome),
             Ev::Ask(number) => self.ask(number),
             Ev::FromNode(at, life, request) => self.node_asks(now_us, at, life, request),
             Ev::ToNode(at, life, answer) => self.node_is_told(now_us, at, life, &answer),
@@ -304,7 +318,13 @@ impl World {
             }
             Ev::RunEnds(at, life, run) => self.run_ends(now_us, at, life, run),
             Ev::ReportDue(at, life) => self.report_due(now_us, at, life),
-            Ev::NodeStart(at) => self.start_node(now_us, at),
+            Ev::Manage => {
+                self.agenda.after(1_000_000, Ev::Manage);
+                self.manage(now_us);
+            }
+            Ev::Look => self.manage(now_us),
+            Ev::Created(name) => self.created(now_us, &name),
+            Ev::Removed(name, id) => self.removed(now_us, &name, &id),
             Ev::Fault => self.fault(now_us),
         }
     }
@@ -331,7 +351,7 @@ impl World {
         for (_, caller) in std::mem::take(&mut self.waiting) {
             let delay = self.delay();
             match caller {
-                Caller::Client(number) => self.agenda.after(delay, Ev::RequestBroke(number)),
+                Caller::Client(number) => self.agenda.after(delay, Ev::RequestBroke(number, Outcome::Broken)),
                 Caller::Node(at, life) => {
                     self.agenda.after(delay, Ev::ToNode(at, life, NodeAnswer::Registered(None)))
                 }
@@ -419,14 +439,12 @@ impl World {
         }
         let Some(master) = self.master.as_ref() else {
             let delay = self.delay();
-            return self.agenda.after(delay, Ev::RequestBroke(number));
+            return self.agenda.after(delay, Ev::RequestBroke(number, Outcome::NotConnected));
         };
         let until_us = master.mono_us(now_us) + 5_000_000;
         let reply = self.reply(Caller::Client(number));
         let event = match request {
-            Request::Submit(_) => {
-                Event::Submit(Box::new(self.submission(now_us, number, reply, until_us)))
-            }
+            Request::Submit(_) => Event::Submit(Box::new(self.submission(now_us, number, reply, until_us))),
             Request::Wait(_, task) => {
                 let task = *task;
                 // The shell of the real master looks into the store for what the scheduler has forgotten.
@@ -502,6 +520,7 @@ impl World {
     }
 
     fn answered(&mut self, number: u64, answer: Answer) {
+        self.retries.remove(&number);
         self.trace(|| format!("client of {number} is told {}", summary_of(&answer)));
         match answer {
             Answer::Accepted(task) | Answer::Unfinished(task) => {
@@ -550,14 +569,26 @@ impl World {
         entry.refused = true;
     }
 
-    /// A request broke: whether it was done is not known. Only one with a key may be sent again.
-    fn broke(&mut self, number: u64) {
+    /// A request broke: the production policy says whether it is sent again. A client that gives up on a task
+    /// that it knows to be accepted comes back later all the same, as people do.
+    fn broke(&mut self, now_us: u64, number: u64, outcome: Outcome) {
+        let fraction = self.rng.random();
         let Some(entry) = self.history.entries.get_mut(&number) else { return };
-        if entry.durability == Durability::Disk || entry.acknowledged {
-            let again_us = self.rng.random_range(100_000..1_500_000);
-            self.agenda.after(again_us, Ev::Ask(number));
-        } else {
-            entry.refused = true;
+        let repeatable = entry.durability == Durability::Disk || entry.acknowledged;
+        let (retry, since_us) = self
+            .retries
+            .entry(number)
+            .or_insert_with(|| (Retry::new(Policy::PATIENT, repeatable, 1), now_us));
+        match retry.decide((now_us - *since_us) / 1_000, outcome, fraction) {
+            Decision::Again { after_ms, .. } => self.agenda.after(after_ms * 1_000 + 1_000, Ev::Ask(number)),
+            Decision::GiveUp => {
+                self.retries.remove(&number);
+                if repeatable {
+                    self.agenda.after(1_000_000, Ev::Ask(number));
+                } else {
+                    entry.refused = true;
+                }
+            }
         }
     }
 
@@ -602,4 +633,7 @@ fn summary_of(answer: &Answer) -> String {
     }
 }
 
+mod manager;
 mod nodes;
+
+use manager::Manager;

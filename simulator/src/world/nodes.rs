@@ -93,7 +93,7 @@ impl World {
                 if self.master.is_none() {
                     return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
                 }
-                let node = NodeId(self.task_id(now_us).0);
+                let node = self.fresh_node_id(now_us);
                 let replaces = self.nodes[at].registered.filter(|_| bearer == Bearer::Session);
                 let registration = Box::new(self.nodes[at].registration());
                 let reply = self.reply(Caller::Node(at, life));
@@ -273,7 +273,7 @@ impl World {
         self.agenda.at((now_us + jitter).max(stopped_us), Ev::ReportDue(at, life));
     }
 
-    fn kill_node(&mut self, now_us: u64, at: usize) {
+    pub(super) fn kill_node(&mut self, now_us: u64, at: usize) {
         self.trace(|| format!("node-{at} is killed"));
         for (task, count) in std::mem::take(&mut self.nodes[at].begun) {
             *self.begun_before.entry(task).or_default() += count;
@@ -285,20 +285,33 @@ impl World {
             self.channels.remove(&conn);
         }
         self.nodes[at].kill();
-        let replaced_us = self.rng.random_range(300_000..4_000_000);
-        self.agenda.after(replaced_us, Ev::NodeStart(at));
+        let name = self.nodes[at].name.clone();
+        self.manager.died(now_us, &name);
+        // The engine tells of a death at once, or the manager finds out at its next look.
+        if self.rng.random_bool(0.8) {
+            let told_us = self.delay();
+            self.agenda.after(told_us, Ev::Look);
+        }
     }
 
     /// Something breaks, as the seed wants it.
     pub(super) fn fault(&mut self, now_us: u64) {
         let at = self.rng.random_range(0..self.nodes.len());
         let long_us = self.rng.random_range(100_000..15_000_000);
-        match self.rng.random_range(0..10_u32) {
+        match self.rng.random_range(0..13_u32) {
             0..=2 => {
                 let master_us = self.agenda.now_us();
                 self.kill_master(master_us);
             }
             3..=5 if self.nodes[at].session.is_some() => self.kill_node(now_us, at),
+            10 => {
+                self.trace(|| "manager is killed".to_owned());
+                self.manager.kill(now_us + long_us / 4);
+            }
+            11..=12 => {
+                self.manager.desired = self.rng.random_range(1..=self.nodes.len() as u32);
+                self.trace(|| format!("{} nodes are wanted", self.manager.desired));
+            }
             6..=7 => {
                 self.trace(|| format!("node-{at} is stopped for {} ms", long_us / 1_000));
                 self.nodes[at].stopped_until_us = now_us + long_us;
