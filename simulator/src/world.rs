@@ -442,21 +442,18 @@ impl World {
             return self.agenda.after(delay, Ev::RequestBroke(number, Outcome::NotConnected));
         };
         let until_us = master.mono_us(now_us) + 5_000_000;
+        // The shell of the real master looks into the store for what the scheduler has forgotten.
+        if let Request::Wait(_, task) | Request::Cancel(_, task) = request
+            && master.core.task(*task, master.now(now_us)).is_none()
+            && let Some(ended) = self.disk.ended(*task).cloned()
+        {
+            let reply = self.reply(Caller::Client(number));
+            return self.answer(reply, Answer::Finished(ended));
+        }
         let reply = self.reply(Caller::Client(number));
         let event = match request {
             Request::Submit(_) => Event::Submit(Box::new(self.submission(now_us, number, reply, until_us))),
-            Request::Wait(_, task) => {
-                let task = *task;
-                // The shell of the real master looks into the store for what the scheduler has forgotten.
-                let master_knows = self
-                    .master
-                    .as_ref()
-                    .is_some_and(|master| master.core.task(task, master.now(now_us)).is_some());
-                if !master_knows && let Some(ended) = self.disk.ended(task).cloned() {
-                    return self.answer(reply, Answer::Finished(ended));
-                }
-                Event::Wait { task, reply, until_us }
-            }
+            Request::Wait(_, task) => Event::Wait { task: *task, reply, until_us },
             Request::Cancel(_, task) => Event::Cancel { task: *task, reply },
         };
         self.with_master(now_us, |master, out| master.event(now_us, event, out));
