@@ -76,6 +76,14 @@ struct Attempt {
     progress: Progress,
 }
 
+impl Attempt {
+    /// The flag first: the slot tells by it why its program was killed.
+    fn stop(&self) {
+        self.cancel.stop(Stop::Cancelled);
+        self.progress.kill();
+    }
+}
+
 struct Job {
     attempt: Arc<Attempt>,
     kind: String,
@@ -148,7 +156,7 @@ impl Slots {
     /// Tells a run to stop; one that is not known is ignored.
     pub(crate) fn cancel(&self, run: RunId) {
         if let Some(attempt) = self.attempts.get(&run) {
-            attempt.cancel.stop(Stop::Cancelled);
+            attempt.stop();
         }
     }
 
@@ -183,7 +191,7 @@ impl Slots {
     /// Tells everything to stop.
     pub(crate) fn cancel_all(&self) {
         for attempt in self.attempts.values() {
-            attempt.cancel.stop(Stop::Cancelled);
+            attempt.stop();
         }
     }
 }

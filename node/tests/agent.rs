@@ -352,6 +352,14 @@ async fn runs_end_with_the_right_outcome() {
     line.run(3, "fib", "{").await;
     assert_eq!(code(line.result().await.0.outcome), ErrorCode::BadInput);
 
+    // Killed by the agent, or by its slot, whichever comes first.
+    let sleeping = line.run(7, "run", r#"{"argv":["sleep","3600"]}"#).await;
+    while !master.reports(1).await.iter().any(|(_, report)| report.running.iter().any(|r| r.rss_bytes > 0)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    line.say(ToNode::Cancel(protocol::work::Cancel { epoch: EPOCH, runs: vec![sleeping.run] })).await;
+    assert_eq!(line.result().await.0.outcome, Outcome::Cancelled);
+
     let limited = |counter, timeout_ms, deadline_in_ms| {
         let run = RunId::new(EPOCH, counter);
         let (task, kind) = (TaskId(uuid::Uuid::now_v7()), "fib".to_owned());

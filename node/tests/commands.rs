@@ -270,13 +270,11 @@ fn a_hostile_program_does_not_hold_its_slot_and_leaves_nothing() {
             until("it never started", || lives(&marker));
             std::thread::sleep(Duration::from_millis(200));
             cancel.stop(Stop::Cancelled);
-            Instant::now()
         })
     };
     let (result, _) = bench.run_until(new_task(), json!({"argv": ["sh", "-c", script]}), cancel);
-    let since_cancel = canceller.join().unwrap().elapsed();
+    canceller.join().unwrap();
     assert_eq!(result, Err(Failure::Stopped(Stop::Cancelled)));
-    assert!(since_cancel < Duration::from_secs(20), "{since_cancel:?}");
     assert!(!lives(&marker));
     assert_eq!(bench.left_behind(), [] as [PathBuf; 0]);
 }

@@ -28,7 +28,7 @@ use std::{
     io,
     path::PathBuf,
     process::{Command, Stdio},
-    sync::atomic::{AtomicI32, Ordering},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -56,18 +56,37 @@ pub struct Commands {
     tasks: Tasks,
 }
 
-/// What a command runs as.
+/// The program that an attempt is running, for others than its slot.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Process id of the running program; 0 while there is none.
-    pid: AtomicI32,
+    /// Process id of the program, whose exit status has not been taken; 0 while there is none. The lock is
+    /// held while it is killed from outside, so that the number cannot become another's meanwhile.
+    pid: Mutex<i32>,
 }
 
 impl Progress {
     /// Process id of the running program, if there is one.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
-        Some(self.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
+        Some(*self.lock()).filter(|&pid| pid != 0)
+    }
+
+    /// Kills the running program's process group now, without waiting for its slot, whose thread may get
+    /// little CPU on a busy node. The slot must have been told to stop before.
+    pub fn kill(&self) {
+        let pid = self.lock();
+        if *pid != 0 {
+            strays::kill_group(*pid);
+        }
+    }
+
+    fn set(&self, pid: i32) {
+        *self.lock() = pid;
+    }
+
+    /// A number is never half written.
+    fn lock(&self) -> MutexGuard<'_, i32> {
+        self.pid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,7 +183,7 @@ impl Commands {
             .stderr(Stdio::piped());
         let kills_before = self.oom.kills();
         let (leader, mut child) = child::start(&mut command)?;
-        progress.pid.store(leader.pid, Ordering::Relaxed);
+        progress.set(leader.pid);
         let counted = self.tasks.begin_command(child.id());
         let kept_stderr = Capture::end(STDERR_BYTES);
         let mut pipes = Pipes::of(&mut child, program.stdin, program.stdout, kept_stderr);
@@ -173,8 +192,7 @@ impl Commands {
             strays::kill_group(leader.pid);
             strays::kill(leader.pid);
         }
-        let (exit, stray_cpu) = clear_away(&leader, task);
-        progress.pid.store(0, Ordering::Relaxed);
+        let (exit, stray_cpu) = clear_away(&leader, task, progress);
         drop(counted);
         drop(leader);
         pipes.take_the_rest();
@@ -182,6 +200,8 @@ impl Commands {
             exit.signal() == Some(rustix::process::Signal::KILL.as_raw())
                 || exit.code() == Some(EXIT_CHILD_KILLED)
         });
+        // Killed from outside before its slot looked at the flag.
+        let stop = stop.or_else(|| cancel.flagged().filter(|_| killed));
         let (stderr, cut) = pipes.kept_stderr.into_bytes();
         Ok(Finished {
             exit,
@@ -197,16 +217,18 @@ impl Commands {
 /// Kills what is left of a group whose leader has ended or been killed, takes the leader's exit status and
 /// kills what had left the group. `None` if the leader cannot die now (it hangs in the kernel): then
 /// [`strays::sweep`] takes it over.
-fn clear_away(leader: &Leader, task: TaskId) -> (Option<Exit>, Duration) {
+fn clear_away(leader: &Leader, task: TaskId, progress: &Progress) -> (Option<Exit>, Duration) {
     let give_up = Instant::now() + GONE_WITHIN;
     let exit = loop {
         if ended(leader.pid) {
             // Before its number is free for others.
             strays::kill_group(leader.pid);
+            progress.set(0);
             break child::reap(leader.pid);
         }
         if Instant::now() >= give_up {
             tracing::warn!(%task, pid = leader.pid, "a killed command does not end; its slot is freed");
+            progress.set(0);
             break None;
         }
         std::thread::sleep(Duration::from_millis(1));
