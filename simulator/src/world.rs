@@ -51,7 +51,7 @@ impl Setup {
     /// A small cluster in a bad minute.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self { seed, nodes: 4, tasks: 60, faults_us: 40_000_000, peace_us: 180_000_000, trace: false }
+        Self { seed, nodes: 4, tasks: 60, faults_us: 40_000_000, peace_us: 300_000_000, trace: false }
     }
 }
 
@@ -101,6 +101,8 @@ enum Ev {
     Removed(String, String),
     /// Something breaks.
     Fault,
+    /// Nothing breaks any more, and all nodes are wanted.
+    Peace,
 }
 
 enum Request {
@@ -188,6 +190,7 @@ impl World {
     fn plan(&mut self) {
         self.agenda.at(0, Ev::MasterStart);
         self.agenda.at(0, Ev::Manage);
+        self.agenda.at(self.setup.faults_us, Ev::Peace);
         for number in 0..self.setup.tasks {
             let submit_us = self.rng.random_range(100_000..self.setup.faults_us);
             self.agenda.at(submit_us, Ev::Request(Request::Submit(number)));
@@ -224,7 +227,10 @@ impl World {
             && self.history.entries.values().all(|entry| entry.ended.is_some() || entry.refused)
             && self.nodes.iter().all(SimNode::is_empty)
             && self.pool_is_right()
-            && self.master.is_some()
+            && self.master.as_ref().is_some_and(|master| {
+                let status = master.core.status(master.now(self.agenda.now_us()));
+                status.queued + status.running == 0
+            })
     }
 
     fn check(mut self, steps: u64) -> Result<Summary, Vec<String>> {
@@ -326,6 +332,7 @@ impl World {
             Ev::Created(name) => self.created(now_us, &name),
             Ev::Removed(name, id) => self.removed(now_us, &name, &id),
             Ev::Fault => self.fault(now_us),
+            Ev::Peace => self.manager.desired = self.nodes.len() as u32,
         }
     }
 
