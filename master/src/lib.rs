@@ -1,1 +1,34 @@
-//! Filled in by the next commits.
+//! The master: tracks nodes, accepts and dispatches work, answers over HTTP.
+//!
+//! Everything that is decided is decided in `scheduler::Core`, `session` and the small pure tables
+//! here; the rest is a thin shell around them.
+//!
+//! A tour, along the way of a request:
+//! - [`run`] composes all of it, [`Config`] says how;
+//! - `server` accepts connections within bounds, `stall` ends those whose peer does not read;
+//! - `guard` is the one place that checks host, origin, token and scope, with `hosts` and `auth`;
+//! - `api` holds one file per part of the HTTP API, and `api::routes` the table of all routes;
+//! - `pools` knows what is wanted of each pool and who keeps it, `template_kinds` what it can run;
+//! - `brain` is the one task that owns the scheduler, `link` the shell of one work channel, `store`
+//!   what outlives the process;
+//! - `bootstrap` makes the first token.
+
+mod api;
+mod auth;
+mod bootstrap;
+mod brain;
+mod config;
+mod guard;
+mod hosts;
+mod link;
+mod pools;
+mod run;
+mod server;
+mod stall;
+mod store;
+mod template_kinds;
+
+pub use api::routes::{RouteInfo, routes};
+pub use config::{Config, Error};
+pub use run::run;
+pub use store::StoreError;

@@ -1,0 +1,219 @@
+//! The way to the store: writes gather while one transaction runs, and the next takes all of them.
+
+use crate::store::Store;
+use scheduler::{effect::WriteSeq, record::Op};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+/// Most writes of one transaction, so that none keeps its callers waiting for long.
+const MAX_OPS: usize = 16_384;
+/// Most bytes of one transaction, for the same reason.
+const MAX_BYTES: usize = 32 << 20;
+/// Past this many gathered bytes the brain takes no messages until a transaction is through. Results of
+/// runs that were under way are what may get it there; submissions are bounded by the queue's bound before.
+const CHOKE_BYTES: usize = 256 << 20;
+/// Bytes of a write beside its task's input and result.
+const OP_BYTES: usize = 512;
+/// The store is tried again this long after a failure, twice as long after each further one …
+const RETRY_FIRST_US: u64 = 100_000;
+/// … up to this.
+const RETRY_MAX_US: u64 = 2_000_000;
+/// What is old is forgotten this often …
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// … and, while there is more to forget, in steps this far apart, so that they never crowd commits out.
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
+
+fn op_bytes(op: &Op) -> usize {
+    let json = |json: &Option<protocol::task::Json>| json.as_ref().map_or(0, |json| json.get().len());
+    OP_BYTES
+        + match op {
+            Op::TaskAccepted(record) => json(&record.spec.input),
+            Op::TaskEnded { task, .. } => json(&task.input) + json(&task.result),
+            _ => 0,
+        }
+}
+
+/// One transaction for the writer.
+pub(super) struct Batch {
+    through: WriteSeq,
+    ops: Vec<Op>,
+}
+
+/// What became of one.
+pub(super) struct Outcome {
+    /// The last write of it.
+    through: WriteSeq,
+    /// Why it failed, if it did.
+    failed: Option<String>,
+}
+
+/// What the scheduler is to be told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// All up to this are on disk.
+    Written(WriteSeq),
+    /// All up to this that were not on disk are void.
+    Failed(WriteSeq, String),
+}
+
+/// Writes that wait for the store.
+#[derive(Default)]
+pub(super) struct Gathered {
+    ops: VecDeque<(WriteSeq, Op)>,
+    bytes: usize,
+    in_flight: bool,
+    last: WriteSeq,
+    failures: u32,
+    not_before_us: u64,
+}
+
+impl Gathered {
+    /// Adds a write.
+    pub(super) fn push(&mut self, seq: WriteSeq, op: Op) {
+        self.bytes += op_bytes(&op);
+        self.last = seq;
+        self.ops.push_back((seq, op));
+    }
+
+    /// Whether so much waits that nothing more may come in.
+    pub(super) fn is_choked(&self) -> bool {
+        self.bytes > CHOKE_BYTES
+    }
+
+    /// Whether everything is on disk.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ops.is_empty() && !self.in_flight
+    }
+
+    /// When to look again, if there is something that only waits for time to pass.
+    pub(super) fn wake_us(&self) -> Option<u64> {
+        (!self.in_flight && !self.ops.is_empty()).then_some(self.not_before_us)
+    }
+
+    /// The next transaction, if there is something to write and none is on its way.
+    pub(super) fn next(&mut self, now_us: u64) -> Option<Batch> {
+        if self.in_flight || self.ops.is_empty() || now_us < self.not_before_us {
+            return None;
+        }
+        let (mut batch, mut bytes) = (Batch { through: self.last, ops: Vec::new() }, 0);
+        while let Some((seq, op)) = self.ops.pop_front() {
+            let size = op_bytes(&op);
+            bytes += size;
+            self.bytes -= size;
+            batch.through = seq;
+            batch.ops.push(op);
+            if bytes >= MAX_BYTES || batch.ops.len() >= MAX_OPS {
+                break;
+            }
+        }
+        self.in_flight = true;
+        Some(batch)
+    }
+
+    /// A transaction is over. After a failure everything that waits is void too, because what comes later
+    /// may build on what failed; the scheduler gives again what is still to be kept.
+    pub(super) fn done(&mut self, outcome: Outcome, now_us: u64) -> Told {
+        self.in_flight = false;
+        match outcome.failed {
+            None => {
+                if self.failures > 0 {
+                    tracing::info!("the store takes writes again");
+                }
+                (self.failures, self.not_before_us) = (0, 0);
+                Told::Written(outcome.through)
+            }
+            Some(why) => {
+                tracing::error!(error = %why, failures = self.failures + 1, "the store refuses writes");
+                let pause = RETRY_FIRST_US.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX_US);
+                self.failures = self.failures.saturating_add(1);
+                self.not_before_us = now_us.saturating_add(pause);
+                self.ops.clear();
+                self.bytes = 0;
+                Told::Failed(self.last, why)
+            }
+        }
+    }
+}
+
+/// Starts the writer: it commits one transaction after another and, in between, forgets what is old. It ends
+/// when the sender is dropped.
+pub(super) fn start(store: Arc<dyn Store>) -> (mpsc::Sender<Batch>, mpsc::Receiver<Outcome>) {
+    let (batches, mut waiting) = mpsc::channel::<Batch>(1);
+    let (outcomes, done) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut forget_at = Instant::now() + FORGET_EVERY;
+        loop {
+            tokio::select! {
+                batch = waiting.recv() => {
+                    let Some(Batch { through, ops }) = batch else { return };
+                    let failed = store.commit(&ops).await.err().map(|error| error.to_string());
+                    if outcomes.send(Outcome { through, failed }).await.is_err() {
+                        return;
+                    }
+                }
+                () = sleep_until(forget_at) => {
+                    let more = store.forget(service::clock::wall()).await.unwrap_or_else(|error| {
+                        tracing::warn!(%error, "what is old could not be forgotten; tried again later");
+                        false
+                    });
+                    forget_at = Instant::now() + if more { FORGET_PAUSE } else { FORGET_EVERY };
+                }
+            }
+        }
+    });
+    (batches, done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance::requeued;
+
+    fn gathered(seqs: std::ops::RangeInclusive<u64>) -> Gathered {
+        let mut gathered = Gathered::default();
+        seqs.for_each(|seq| gathered.push(WriteSeq(seq), requeued(seq)));
+        gathered
+    }
+
+    #[test]
+    fn what_comes_while_a_transaction_runs_goes_into_the_next() {
+        let mut writes = gathered(1..=3);
+        let first = writes.next(0).map(|batch| (batch.through, batch.ops.len()));
+        assert_eq!(first, Some((WriteSeq(3), 3)));
+        writes.push(WriteSeq(4), requeued(4));
+        writes.push(WriteSeq(5), requeued(5));
+        assert!(writes.next(0).is_none());
+        let told = writes.done(Outcome { through: WriteSeq(3), failed: None }, 0);
+        assert_eq!(told, Told::Written(WriteSeq(3)));
+        assert_eq!(writes.next(0).map(|batch| batch.ops.len()), Some(2));
+        assert!(!writes.is_empty());
+        writes.done(Outcome { through: WriteSeq(5), failed: None }, 0);
+        assert!(writes.is_empty());
+    }
+
+    #[test]
+    fn a_failure_voids_what_waits_and_the_next_try_comes_later_each_time() {
+        let mut writes = gathered(1..=1);
+        let mut now_us = 0;
+        for pause_us in [100_000, 200_000, 400_000, 800_000, 1_600_000, 2_000_000, 2_000_000] {
+            assert!(writes.next(now_us).is_some());
+            writes.push(WriteSeq(2), requeued(2));
+            let told = writes.done(Outcome { through: WriteSeq(1), failed: Some("full".to_owned()) }, now_us);
+            assert_eq!(told, Told::Failed(WriteSeq(2), "full".to_owned()));
+            assert!(writes.is_empty());
+            writes.push(WriteSeq(3), requeued(3));
+            assert_eq!(writes.wake_us(), Some(now_us + pause_us));
+            assert!(writes.next(now_us + pause_us - 1).is_none());
+            now_us += pause_us;
+        }
+    }
+
+    #[test]
+    fn one_transaction_is_bounded() {
+        let mut writes = gathered(1..=MAX_OPS as u64 + 1);
+        assert_eq!(writes.next(0).map(|batch| batch.ops.len()), Some(MAX_OPS));
+    }
+}
