@@ -1,0 +1,363 @@
+//! `evenkeel node-manager run|scale|drain|logs|list|prune`.
+
+use super::{parse_cores, token::ListOutput};
+use crate::{
+    cli::Global,
+    commands::master::kept_token,
+    connect::{ConnectArgs, Connection},
+    exit::Failure,
+    output,
+    up::runtime::{self, Runtime, RuntimeArg},
+};
+use clap::{Args, Subcommand};
+use client::{ClientConfig, Token};
+use futures_util::StreamExt;
+use node_manager::{
+    docker::{
+        DockerEngine,
+        network::{NetworkEnd, NetworkWish},
+    },
+    image,
+    template::Surroundings,
+    verbs,
+};
+use service::{
+    Shutdown,
+    duration::{parse_bytes, parse_duration, show_duration},
+    state::{Context, StateDir},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// File in the state directory in which a manager keeps the token that came on standard input.
+const MANAGER_TOKEN_FILE: &str = "manager.token";
+
+/// What to do with the nodes of a pool.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ManagerCommand {
+    /// Create the nodes of a pool and keep them
+    Run(Box<RunArgs>),
+    /// Say how many nodes the pool shall have
+    Scale(ScaleArgs),
+    /// Give a node no more work; what it runs is finished
+    Drain(DrainArgs),
+    /// Print what a node, the master or the manager wrote
+    Logs(LogsArgs),
+    /// List the nodes as their runtime sees them, with what the master says of them
+    List(ListArgs),
+    /// Remove every container of the cluster, its network and its volumes
+    Prune(PruneArgs),
+}
+
+/// Arguments of `node-manager run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Pool to keep
+    #[arg(long, default_value = "default")]
+    pool: String,
+    /// What nodes are
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+    /// URL of the master as the nodes see it [default: the manager's own]
+    #[arg(long, value_name = "URL")]
+    node_master: Option<String>,
+    /// Host directory that pools may mount, with all below it; may be given more than once
+    #[arg(long, value_name = "DIR")]
+    allow_mount: Vec<PathBuf>,
+    /// CPU limit of nodes whose pool names none, in cores
+    #[arg(long, value_parser = parse_cores)]
+    cpus: Option<f64>,
+    /// Memory limit of nodes whose pool names none
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    memory: Option<u64>,
+    /// Subnet of the cluster's network, if it has to be made [default: Docker's choice]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<String>,
+    /// Control group that all containers are put below
+    #[arg(long, value_name = "GROUP")]
+    cgroup_parent: Option<String>,
+    /// How long a node that is to go may finish its tasks [default: as long as they take]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    drain_deadline: Option<Duration>,
+    /// Remove the nodes when the manager ends; otherwise the next manager adopts them
+    #[arg(long)]
+    remove_on_exit: bool,
+    /// Keep the token that comes on standard input in the state directory, and use it from there when started again
+    #[arg(long, requires = "token_file")]
+    keep_token: bool,
+}
+
+/// Arguments of `node-manager scale`.
+#[derive(Args, Debug)]
+pub(crate) struct ScaleArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Pool to change
+    #[arg(long, default_value = "default")]
+    pool: String,
+    /// How many nodes
+    nodes: u32,
+}
+
+/// Arguments of `node-manager drain`.
+#[derive(Args, Debug)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Name or id of the node
+    node: String,
+    /// What still runs after this is handed back [default: never]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    drain_deadline: Option<Duration>,
+}
+
+/// Arguments of `node-manager logs`.
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// Name of the container
+    node: String,
+    /// Go on as more is written
+    #[arg(short, long)]
+    follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    tail: Option<u32>,
+    /// What nodes are
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+}
+
+/// Arguments of `node-manager list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Only this pool
+    #[arg(long)]
+    pool: Option<String>,
+    /// What nodes are
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+    /// How to write them
+    #[arg(short, long, value_enum, default_value_t = ListOutput::Table)]
+    output: ListOutput,
+}
+
+/// Arguments of `node-manager prune`.
+#[derive(Args, Debug)]
+pub(crate) struct PruneArgs {
+    /// What nodes are
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What the master or the runtime says.
+pub(crate) async fn run(
+    global: &Global,
+    command: ManagerCommand,
+    shutdown: &Shutdown,
+) -> Result<(), Failure> {
+    match command {
+        ManagerCommand::Run(args) => keep(global, *args, shutdown).await,
+        ManagerCommand::Scale(args) => {
+            let view = verbs::scale(&args.connect.client(global)?, &args.pool, args.nodes).await?;
+            if view.manager.is_none() {
+                output::say(format_args!(
+                    "nobody keeps pool {} now; start one: evenkeel node-manager run --pool {}",
+                    args.pool, args.pool
+                ));
+            }
+            output::say(format_args!("pool {} shall have {} nodes", args.pool, args.nodes));
+            Ok(())
+        }
+        ManagerCommand::Drain(args) => {
+            let deadline = args.drain_deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+            let id = verbs::drain(&args.connect.client(global)?, &args.node, deadline).await?;
+            output::data(id)
+        }
+        ManagerCommand::Logs(args) => logs(global, args, shutdown).await,
+        ManagerCommand::List(args) => list(global, args).await,
+        ManagerCommand::Prune(args) => {
+            let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
+            prune(&runtime, &global.cluster).await.map(|_| ())
+        }
+    }
+}
+
+/// Removes what carries the cluster's label and says what; how many things.
+///
+/// # Errors
+/// What the runtime says.
+pub(crate) async fn prune(runtime: &Runtime, cluster: &str) -> Result<usize, Failure> {
+    let pruned = match runtime {
+        Runtime::Docker(engine) => verbs::prune(engine, cluster).await?,
+        Runtime::Process(engine) => verbs::Pruned {
+            containers: verbs::prune_containers(engine, cluster).await?,
+            ..verbs::Pruned::default()
+        },
+    };
+    let mut count = pruned.containers.len() + pruned.volumes.len();
+    for name in pruned.containers.iter().chain(&pruned.volumes) {
+        output::say(format_args!("removed {name}"));
+    }
+    match pruned.network {
+        Some(NetworkEnd::Removed) => {
+            count += 1;
+            output::say("removed the network");
+        }
+        Some(NetworkEnd::NotOurs) => output::say("the network stays: it was not made by evenkeel"),
+        Some(NetworkEnd::InUse(by)) => {
+            output::say(format_args!("the network stays: {} is on it", by.join(", ")))
+        }
+        Some(NetworkEnd::Absent) | None => {}
+    }
+    Ok(count)
+}
+
+async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let state = global.state()?;
+    let connection = connection(global, &args, &state).await?;
+    remember(&state, &args, &connection);
+    let runtime = runtime::choose(args.runtime, &state).await?;
+    let host = runtime.engine().host().await?;
+    let (cpus, memory) = crate::up::sizes::node_size(&host, None);
+    let mut surroundings = Surroundings {
+        cluster: global.cluster.clone(),
+        pool: args.pool,
+        image: String::new(),
+        node_master: args.node_master.unwrap_or_else(|| connection.master.clone()),
+        network: None,
+        cgroup_parent: args.cgroup_parent,
+        allow_mounts: args.allow_mount,
+        default_cpus: Some(args.cpus.unwrap_or(cpus)),
+        default_memory_bytes: Some(args.memory.unwrap_or(memory)),
+        isolated: runtime.engine().is_isolated(),
+    };
+    if let Runtime::Docker(engine) = &runtime {
+        let wish = NetworkWish { subnet: args.subnet, internal: false };
+        surroundings.network = Some(engine.ensure_network(&global.cluster, &wish).await?);
+        surroundings.image = image_reference(engine).await?;
+    }
+    let config = node_manager::Config {
+        engine: runtime.engine(),
+        master: Arc::new(connection.client()?),
+        surroundings,
+        drain_deadline: args.drain_deadline,
+        remove_on_exit: args.remove_on_exit,
+    };
+    Ok(Box::pin(node_manager::run(config, shutdown.token())).await?)
+}
+
+/// Our image, built if it is not there.
+///
+/// # Errors
+/// What the daemon says.
+pub(crate) async fn image_reference(engine: &DockerEngine) -> Result<String, Failure> {
+    Ok(image::build(engine, env!("CARGO_PKG_VERSION")).await?.reference)
+}
+
+async fn connection(global: &Global, args: &RunArgs, state: &StateDir) -> Result<Connection, Failure> {
+    let from_stdin = args.connect.token_file.as_deref() == Some(Path::new("-"));
+    if args.keep_token && from_stdin {
+        let token_file = Some(kept_token(state, MANAGER_TOKEN_FILE).await?);
+        return ConnectArgs { token_file, ..args.connect.clone() }.resolve(global);
+    }
+    args.connect.resolve(global)
+}
+
+/// A manager that is told a master and a token lets the other commands on this host find them too, unless
+/// the cluster has a context of another master already. Only a convenience: what goes wrong is logged.
+fn remember(state: &StateDir, args: &RunArgs, connection: &Connection) {
+    let Some(file) = args.connect.token_file.as_ref().filter(|file| file.as_path() != Path::new("-")) else {
+        return;
+    };
+    let saved = match state.context() {
+        Ok(Some(context)) if context.master != connection.master => {
+            tracing::warn!(
+                context = %state.path().display(), master = %context.master,
+                "the cluster's context names another master, and stays; other commands need --master and --token-file"
+            );
+            return;
+        }
+        Ok(_) => std::path::absolute(file).map_err(|error| error.to_string()).and_then(|file| {
+            let context = Context {
+                master: connection.master.clone(),
+                token_file: Some(file),
+                ca: connection.ca.clone(),
+            };
+            state.create().and_then(|()| state.save_context(&context)).map_err(|error| error.to_string())
+        }),
+        Err(error) => Err(error.to_string()),
+    };
+    match saved {
+        Ok(()) => {
+            tracing::info!(context = %state.path().display(), "other commands find the master by this context")
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no context is kept; other commands need --master and --token-file")
+        }
+    }
+}
+
+/// A client with this token instead of the connection's.
+///
+/// # Errors
+/// If the URLs cannot be used.
+pub(crate) fn client_with(master: &str, token: &str) -> Result<client::Client, Failure> {
+    Ok(client::Client::new(ClientConfig::new(master).with_token(Token::new(token)))?)
+}
+
+async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
+    let engine = runtime.engine();
+    let mut parts = verbs::logs(engine.as_ref(), &global.cluster, &args.node, args.follow, args.tail).await?;
+    let token = shutdown.token();
+    loop {
+        tokio::select! {
+            part = parts.next() => match part {
+                Some(part) => output::raw(&part?)?,
+                None => return Ok(()),
+            },
+            () = token.cancelled() => return Err(Failure::Interrupted(String::new())),
+        }
+    }
+}
+
+async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
+    let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
+    // A master that does not answer does not hide the containers.
+    let nodes = match args.connect.client(global)?.nodes().await {
+        Ok(page) => page.items,
+        Err(error) => {
+            output::say(format_args!("without what the master says: {error}"));
+            Vec::new()
+        }
+    };
+    let listed =
+        verbs::list(runtime.engine().as_ref(), &global.cluster, args.pool.as_deref(), &nodes).await?;
+    if args.output == ListOutput::Json {
+        return output::json(&listed);
+    }
+    let rows: Vec<_> = listed
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                node.pool.clone().unwrap_or_default(),
+                node.state.clone(),
+                show_duration(Duration::from_millis(node.age_ms)),
+                node.node.as_ref().map_or("unknown", |node| node.status.as_str()).to_owned(),
+                node.runtime_id.chars().take(12).collect(),
+            ]
+        })
+        .collect();
+    output::table(&["NAME", "POOL", "STATE", "AGE", "STATUS", "ID"], &rows)
+}

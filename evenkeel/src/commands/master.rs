@@ -1,0 +1,110 @@
+//! `evenkeel master`.
+
+use crate::{cli::Global, exit::Failure};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use service::{
+    Shutdown,
+    duration::{parse_bytes, parse_ms},
+    state::{ADMIN_TOKEN_FILE, StateDir},
+};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A token on standard input must come within this.
+const TOKEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Arguments of `master`.
+#[derive(Args, Debug)]
+pub(crate) struct MasterArgs {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Serve without tokens; only on a loopback address
+    #[arg(long)]
+    insecure_loopback: bool,
+    /// File with an administrator's token, made if it is not there; '-': read once from standard input, and kept in the state directory
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure_loopback")]
+    bootstrap_token_file: Option<PathBuf>,
+    /// Name by which clients may address this master, beside IP addresses and localhost
+    #[arg(long, value_name = "HOST")]
+    allow_host: Vec<String>,
+    /// Silence after which a node counts as lost
+    #[arg(long, default_value = "5s", value_parser = parse_ms, value_name = "DURATION")]
+    node_lost_after: u64,
+    /// How nodes are chosen
+    #[arg(long, default_value = "finish-time", value_parser = policies())]
+    policy: String,
+    /// Most tasks that wait
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    queue_max_tasks: u64,
+    /// Most bytes of tasks that have not ended
+    #[arg(long, default_value = "1GiB", value_parser = parse_bytes, value_name = "SIZE")]
+    queue_max_bytes: u64,
+    /// Most bytes of ended tasks that are kept
+    #[arg(long, default_value = "10GiB", value_parser = parse_bytes, value_name = "SIZE")]
+    store_max_bytes: u64,
+}
+
+fn policies() -> impl TypedValueParser<Value = String> {
+    PossibleValuesParser::new([
+        "finish-time",
+        "least-cpu",
+        "least-connections",
+        "round-robin",
+        "random",
+        "p2c",
+    ])
+}
+
+/// Serves until a signal comes.
+///
+/// # Errors
+/// Why it cannot start, or had to end.
+pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let state = global.state()?;
+    let mut config = master::Config::new(state.path());
+    config.policy = args.policy.parse().map_err(Failure::Usage)?;
+    config.bootstrap_token_file = match args.bootstrap_token_file {
+        Some(path) if path == Path::new("-") => Some(kept_token(&state, ADMIN_TOKEN_FILE).await?),
+        other => other,
+    };
+    config.listen = args.listen;
+    config.insecure_loopback = args.insecure_loopback;
+    config.allow_hosts = args.allow_host;
+    config.node_lost_after_ms = args.node_lost_after;
+    config.queue_max_tasks = args.queue_max_tasks;
+    config.queue_max_bytes = args.queue_max_bytes;
+    config.store_max_bytes = args.store_max_bytes;
+    config.version = env!("CARGO_PKG_VERSION").to_owned();
+    Ok(Box::pin(master::run(config, shutdown.token())).await?)
+}
+
+/// The file with a token that came on standard input at the first start. A container that is started again
+/// has nobody at its standard input, so the file counts once it is there.
+///
+/// # Errors
+/// If no token comes within 30 s, or it cannot be kept.
+pub(crate) async fn kept_token(state: &StateDir, name: &str) -> Result<PathBuf, Failure> {
+    let path = state.file(name);
+    if !path.exists() {
+        state.create()?;
+        let token = token_from_stdin().await?;
+        state.write(name, format!("{}\n", token.expose()).as_bytes())?;
+    }
+    Ok(path)
+}
+
+async fn token_from_stdin() -> Result<service::Secret, Failure> {
+    let read = tokio::task::spawn_blocking(|| service::token::read(Path::new("-")));
+    match tokio::time::timeout(TOKEN_WITHIN, read).await {
+        Ok(Ok(token)) => Ok(token?),
+        Ok(Err(error)) => Err(Failure::Other(error.to_string())),
+        Err(_) => Err(Failure::Usage("no token came on standard input within 30 s".to_owned())),
+    }
+}

@@ -1,0 +1,109 @@
+//! `evenkeel node`.
+
+use super::{parse_cores, parse_label};
+use crate::{cli::Global, connect::ConnectArgs, exit::Failure};
+use clap::Args;
+use client::{ClientConfig, Token};
+use node::TokenSource;
+use service::{
+    Shutdown,
+    duration::{parse_bytes, parse_duration},
+};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Arguments of `node`.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Name, unique among live nodes [default: the host's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Pool it belongs to
+    #[arg(long, default_value = "default")]
+    pool: String,
+    /// Cores that it may use [default: what its control group allows]
+    #[arg(long, value_parser = parse_cores)]
+    cores: Option<f64>,
+    /// Memory that it may use [default: what its control group allows]
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    memory: Option<u64>,
+    /// Tag, may be given more than once
+    #[arg(long, value_parser = parse_label, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    /// Own kinds of work
+    #[arg(long, value_name = "FILE")]
+    kinds: Option<PathBuf>,
+    /// Allow the kind `run`: whoever may submit may then run commands here
+    #[arg(long)]
+    allow_commands: bool,
+    /// Keeps the session, so that a node that is started again can take its name at once
+    #[arg(long, value_name = "FILE")]
+    session_file: Option<PathBuf>,
+    /// Address to report [default: the one by which the master is reached]
+    #[arg(long)]
+    ip: Option<IpAddr>,
+    /// Running tasks are handed back after this when the node is asked to end
+    #[arg(long, default_value = "8s", value_parser = parse_duration, value_name = "DURATION")]
+    drain_deadline: Duration,
+    /// Where commands have their private directories [default: the directory for temporary files]
+    #[arg(long, value_name = "DIR")]
+    work_root: Option<PathBuf>,
+}
+
+/// Works until a signal comes.
+///
+/// # Errors
+/// Why it cannot start, or the master refuses it.
+pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let join_token = join_token(global, &args).await?;
+    let found = ConnectArgs { token_file: None, ..args.connect.clone() };
+    // The token is read above, in a way that standard input may take its time.
+    let found = crate::connect::locate(&found, global)?;
+    let mut config = node::Config::new(&found.master);
+    config.masters = ClientConfig::new(&found.master).urls;
+    config.ca_pem = found.ca_pem()?;
+    config.join_token = join_token;
+    config.pool = args.pool;
+    config.cores = args.cores;
+    config.memory_bytes = args.memory;
+    config.labels = args.label.into_iter().collect();
+    config.allow_commands = args.allow_commands;
+    config.session_file = args.session_file;
+    config.ip = args.ip;
+    config.drain_deadline = args.drain_deadline;
+    config.version = env!("CARGO_PKG_VERSION").to_owned();
+    if let Some(name) = args.name {
+        config.name = name;
+    }
+    if let Some(path) = args.kinds {
+        config.kinds = node::read_kinds(&path).map_err(node::Error::from)?;
+    }
+    if let Some(folder) = args.work_root {
+        config.work_root = folder;
+    }
+    config.check().map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(node::run(config, shutdown.token()).await?)
+}
+
+/// The flag, else the variable with the token, else the context's (an administrator may do everything).
+async fn join_token(global: &Global, args: &NodeArgs) -> Result<Option<Token>, Failure> {
+    let source = match &args.connect.token_file {
+        Some(path) if path == Path::new("-") => TokenSource::Stdin,
+        Some(path) => TokenSource::File(path.clone()),
+        None if std::env::var_os(node::JOIN_TOKEN_VARIABLE).is_some() => {
+            TokenSource::Variable(node::JOIN_TOKEN_VARIABLE.to_owned())
+        }
+        None => {
+            let token = args.connect.resolve(global)?.token;
+            return Ok(token.map(|token| Token::new(token.expose())));
+        }
+    };
+    let read = tokio::task::spawn_blocking(move || source.read()).await;
+    let token = read.map_err(|error| Failure::Other(error.to_string()))?;
+    token.map(Some).map_err(|error| Failure::Usage(error.to_string()))
+}

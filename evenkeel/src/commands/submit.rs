@@ -1,0 +1,377 @@
+//! `evenkeel submit`: one task, or many with `--batch`.
+
+use super::{batch, parse_cores, parse_label};
+use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
+use clap::{Args, ValueEnum};
+use client::{Client, SubmitOptions};
+use protocol::{
+    TaskId,
+    task::{Durability, Json, MAX_BODY_BYTES, Resources, Task, TaskSpec, TaskState},
+};
+use serde_json::{Value, json, value::RawValue};
+use service::{
+    Shutdown,
+    duration::{parse_bytes, parse_duration, parse_ms, show_duration},
+};
+use std::{
+    fs,
+    io::{self, Read},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// After the first Ctrl-C a second one is waited for this long.
+const SECOND_SIGNAL_WITHIN: Duration = Duration::from_secs(2);
+/// A `memory` task without a bound of its own is waited for in requests of so long.
+const LONG: Duration = Duration::from_secs(365 * 86_400);
+
+/// Arguments of `submit`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  evenkeel submit fib 40
+  evenkeel submit sum 1 2.5
+  evenkeel submit sleep 1000 --detach
+  evenkeel submit my-kind --input @input.json
+  evenkeel submit run -- echo hello
+  evenkeel submit --batch tasks.ndjson > results.ndjson")]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Kind of work: fib, sum, sleep, burn, run, or one of your own
+    #[arg(required_unless_present = "batch", conflicts_with = "batch")]
+    kind: Option<String>,
+    /// Short form of the input: fib N, sum NUMBER…, sleep MS, burn CPU_MS, run -- COMMAND ARGUMENT…
+    #[arg(allow_negative_numbers = true, conflicts_with = "input")]
+    arguments: Vec<String>,
+    /// The input: JSON, @FILE, or '-' for standard input
+    #[arg(long, value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
+    input: Option<String>,
+    /// Do not wait: print the task's id
+    #[arg(long)]
+    detach: bool,
+    /// Wait at most so long for the end (exit code 5 when it is over; the task goes on)
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with_all = ["detach", "batch"])]
+    wait_for: Option<Duration>,
+    /// Bound of one attempt's running time
+    #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
+    timeout: Option<u64>,
+    /// Bound from submission to end, waiting in the queue included
+    #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
+    deadline: Option<u64>,
+    /// Most attempts, 1 to 100 [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
+    max_attempts: Option<u32>,
+    /// -100 to 100, higher first
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i8).range(-100..=100), allow_negative_numbers = true)]
+    priority: i8,
+    /// Threads that the task keeps busy [default: 1]
+    #[arg(long, value_parser = parse_cores)]
+    cores: Option<f64>,
+    /// Memory to set aside for it, as 64MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    memory: Option<u64>,
+    /// Tag for list and cancel, may be given more than once
+    #[arg(long, value_parser = parse_label, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    /// Idempotency key: the same key and task again give the same task
+    #[arg(long)]
+    key: Option<String>,
+    /// Whether the task is on disk before it is accepted [default: disk]
+    #[arg(long, value_enum)]
+    durability: Option<DurabilityArg>,
+    /// What to print of the result: its JSON, or a lone value
+    #[arg(short, long, value_enum, default_value_t = ResultOutput::Json)]
+    output: ResultOutput,
+    /// One task a line, as JSON; '-' for standard input. Results come as they finish
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["input", "key", "timeout", "deadline", "max_attempts", "cores", "memory", "label", "durability"])]
+    batch: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DurabilityArg {
+    Disk,
+    Memory,
+}
+
+/// What to print of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResultOutput {
+    /// The whole result.
+    Json,
+    /// A lone value: the field `value`, of a command what it wrote, else the only field.
+    Value,
+}
+
+/// Submits, and waits unless it is told not to.
+///
+/// # Errors
+/// How it ended otherwise than with a result.
+pub(crate) async fn run(global: &Global, args: SubmitArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let client = args.connect.client(global)?;
+    if let Some(file) = &args.batch {
+        return batch::run(&client, file, args.detach, shutdown).await;
+    }
+    let spec = args.spec()?;
+    let options = match args.key.clone() {
+        Some(key) => SubmitOptions { wait: None, idempotency_key: Some(key) },
+        None => SubmitOptions::default().with_new_key(),
+    };
+    if spec.durability == Some(Durability::Memory) && !args.detach {
+        return submit_memory(&client, &spec, &args, shutdown).await;
+    }
+    let token = shutdown.token();
+    let task = tokio::select! {
+        task = client.submit(&spec, &options) => task?,
+        () = token.cancelled() => return Err(Failure::Interrupted("interrupted while submitting; whether the task was accepted is not known".to_owned())),
+    };
+    if args.detach {
+        return output::data(task.id);
+    }
+    wait_and_print(&client, task.id, args.wait_for, args.output, shutdown).await
+}
+
+impl SubmitArgs {
+    fn spec(&self) -> Result<TaskSpec, Failure> {
+        let kind = self.kind.clone().unwrap_or_default();
+        let input = match &self.input {
+            Some(text) => Some(read_input(text)?),
+            None => short_input(&kind, &self.arguments)?,
+        };
+        let mut spec = TaskSpec::new(kind, input);
+        spec.timeout_ms = self.timeout;
+        spec.deadline_ms = self.deadline;
+        spec.max_attempts = self.max_attempts;
+        spec.priority = self.priority;
+        spec.labels = self.label.iter().cloned().collect();
+        if self.cores.is_some() || self.memory.is_some() {
+            let default = Resources::default();
+            spec.resources = Some(Resources {
+                cores: self.cores.unwrap_or(default.cores),
+                memory_bytes: self.memory.unwrap_or(default.memory_bytes),
+            });
+        }
+        spec.durability = self.durability.map(|durability| match durability {
+            DurabilityArg::Disk => Durability::Disk,
+            DurabilityArg::Memory => Durability::Memory,
+        });
+        Ok(spec)
+    }
+}
+
+/// A `memory` task lives only as long as somebody waits for it or it outlives the next group commit, so it
+/// is submitted and waited for in one request; the first Ctrl-C drops that, which cancels it.
+async fn submit_memory(
+    client: &Client,
+    spec: &TaskSpec,
+    args: &SubmitArgs,
+    shutdown: &Shutdown,
+) -> Result<(), Failure> {
+    let options =
+        SubmitOptions { wait: Some(args.wait_for.unwrap_or(LONG)), idempotency_key: args.key.clone() };
+    let token = shutdown.token();
+    let task = tokio::select! {
+        task = client.submit(spec, &options) => task?,
+        () = token.cancelled() => return Err(Failure::Interrupted("interrupted; the task is cancelled".to_owned())),
+    };
+    if task.state.is_terminal() {
+        return print_ended(&task, args.output);
+    }
+    Err(wait_over(task.id, args.wait_for.unwrap_or(LONG)))
+}
+
+fn wait_over(id: TaskId, wait: Duration) -> Failure {
+    Failure::WaitOver(format!(
+        "task {id} has not ended within {}; it goes on: evenkeel task wait {id}",
+        show_duration(wait)
+    ))
+}
+
+/// Waits for a task's end and prints its result. The first Ctrl-C leaves it running, the second cancels it.
+///
+/// # Errors
+/// How it ended otherwise than with a result.
+pub(crate) async fn wait_and_print(
+    client: &Client,
+    id: TaskId,
+    wait_for: Option<Duration>,
+    what: ResultOutput,
+    shutdown: &Shutdown,
+) -> Result<(), Failure> {
+    shutdown.signals_that_do_not_kill(2);
+    let ended = async {
+        match wait_for {
+            Some(wait) => client.task(id, Some(wait)).await,
+            None => client.wait_for_end(id).await,
+        }
+    };
+    let task = tokio::select! {
+        task = ended => task?,
+        () = shutdown.signalled(1) => return leave_or_cancel(client, id, shutdown).await,
+    };
+    match wait_for {
+        Some(wait) if !task.state.is_terminal() => Err(wait_over(id, wait)),
+        _ => print_ended(&task, what),
+    }
+}
+
+async fn leave_or_cancel(client: &Client, id: TaskId, shutdown: &Shutdown) -> Result<(), Failure> {
+    output::say(format_args!(
+        "task {id} goes on; press Ctrl-C again now to cancel it, or later: evenkeel task cancel {id}"
+    ));
+    if tokio::time::timeout(SECOND_SIGNAL_WITHIN, shutdown.signalled(2)).await.is_ok() {
+        client.cancel(id).await?;
+        return Err(Failure::Interrupted(format!("task {id} is cancelled")));
+    }
+    Err(Failure::Interrupted(String::new()))
+}
+
+/// Prints the result of an ended task, and why it failed if it did.
+///
+/// # Errors
+/// [`Failure::TaskEnded`] if it did not succeed.
+pub(crate) fn print_ended(task: &Task, what: ResultOutput) -> Result<(), Failure> {
+    if let Some(result) = &task.result {
+        match what {
+            ResultOutput::Json => output::data(result.get())?,
+            ResultOutput::Value => output::data(lone_value(result))?,
+        }
+    }
+    if task.state == TaskState::Succeeded {
+        return Ok(());
+    }
+    let why = task
+        .error
+        .as_ref()
+        .map_or_else(String::new, |error| format!(": {}: {}", error.code.as_str(), error.message));
+    output::say(format_args!("evenkeel: task {} is {}{why}", task.id, task.state.as_str()));
+    Err(Failure::TaskEnded)
+}
+
+fn lone_value(result: &RawValue) -> String {
+    // Values of fields are kept as their text, so that no number loses a digit.
+    let fields: Option<std::collections::BTreeMap<String, &RawValue>> =
+        serde_json::from_str(result.get()).ok();
+    let lone = fields.as_ref().and_then(|fields| {
+        let named = fields.get("value").or_else(|| fields.get("stdout"));
+        named.or_else(|| fields.values().next().filter(|_| fields.len() == 1)).copied()
+    });
+    let text = lone.unwrap_or(result).get();
+    serde_json::from_str::<String>(text).unwrap_or_else(|_| text.to_owned())
+}
+
+fn raw(value: &Value) -> Result<Json, Failure> {
+    let text = serde_json::value::to_raw_value(value);
+    text.map(Into::into).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// JSON on the command line, in a file or on standard input.
+fn read_input(text: &str) -> Result<Json, Failure> {
+    let bounded = |source: &mut dyn Read, place: &str| {
+        let mut text = String::new();
+        let read = source.take(MAX_BODY_BYTES as u64 + 1).read_to_string(&mut text);
+        read.map_err(|error| Failure::Usage(format!("the input cannot be read from {place}: {error}")))?;
+        Ok::<_, Failure>(text)
+    };
+    let text = if text == "-" {
+        bounded(&mut io::stdin().lock(), "standard input")?
+    } else if let Some(path) = text.strip_prefix('@') {
+        let mut file = fs::File::open(path)
+            .map_err(|error| Failure::Usage(format!("the input cannot be read from {path}: {error}")))?;
+        bounded(&mut file, path)?
+    } else {
+        text.to_owned()
+    };
+    if text.len() > MAX_BODY_BYTES {
+        return Err(Failure::Usage(format!("the input has more than {MAX_BODY_BYTES} bytes")));
+    }
+    let parsed = RawValue::from_string(text.trim().to_owned());
+    parsed.map(Into::into).map_err(|error| {
+        Failure::Usage(format!("the input is not JSON: {error}; give JSON, @FILE or - for standard input"))
+    })
+}
+
+/// The input that a short form stands for. What is not a number stays a text, which the master then refuses
+/// with a reason.
+fn short_input(kind: &str, arguments: &[String]) -> Result<Option<Json>, Failure> {
+    let wrong = |form: &str| Err(Failure::Usage(format!("write it as: evenkeel submit {kind} {form}")));
+    let one = |field: &str, form: &str| match arguments {
+        [] => Ok(None),
+        [argument] => field_with(field, argument).map(Some),
+        _ => wrong(form),
+    };
+    match kind {
+        "fib" => one("n", "N"),
+        "sleep" => one("ms", "MILLISECONDS"),
+        "burn" => one("cpu_ms", "MILLISECONDS"),
+        "sum" if !arguments.is_empty() => {
+            let numbers: Vec<_> = arguments.iter().map(|number| number_or_text(number)).collect();
+            let text = format!("{{\"numbers\":[{}]}}", numbers.join(","));
+            RawValue::from_string(text)
+                .map(|raw| Some(raw.into()))
+                .map_err(|error| Failure::Usage(error.to_string()))
+        }
+        "run" if !arguments.is_empty() => raw(&json!({ "argv": arguments })).map(Some),
+        _ if arguments.is_empty() => Ok(None),
+        _ => wrong("--input JSON"),
+    }
+}
+
+fn field_with(field: &str, argument: &str) -> Result<Json, Failure> {
+    let text = format!("{{\"{field}\":{}}}", number_or_text(argument));
+    RawValue::from_string(text).map(Into::into).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// A JSON number with every digit as it was written, or else a JSON string.
+fn number_or_text(argument: &str) -> String {
+    let is_number = argument.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+        && serde_json::from_str::<&RawValue>(argument).is_ok();
+    if is_number { argument.to_owned() } else { Value::from(argument).to_string() }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn short(kind: &str, arguments: &[&str]) -> String {
+        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        match short_input(kind, &arguments) {
+            Ok(Some(input)) => input.get().to_owned(),
+            Ok(None) => "none".to_owned(),
+            Err(error) => format!("error: {error}"),
+        }
+    }
+
+    #[test]
+    fn short_forms_stand_for_inputs() {
+        assert_eq!(short("fib", &["40"]), r#"{"n":40}"#);
+        assert_eq!(short("fib", &["18446744073709551616"]), r#"{"n":18446744073709551616}"#);
+        assert_eq!(short("fib", &["x\"y"]), r#"{"n":"x\"y"}"#);
+        assert_eq!(short("sum", &["1", "2.50", "-3", "+4"]), r#"{"numbers":[1,2.50,-3,"+4"]}"#);
+        assert_eq!(short("sleep", &["1000"]), r#"{"ms":1000}"#);
+        assert_eq!(short("burn", &["200"]), r#"{"cpu_ms":200}"#);
+        assert_eq!(short("run", &["echo", "-n", "a b"]), r#"{"argv":["echo","-n","a b"]}"#);
+        assert_eq!(short("own", &[]), "none");
+        assert!(short("own", &["1"]).contains("--input"));
+        assert!(short("fib", &["1", "2"]).contains("submit fib N"));
+    }
+
+    #[test]
+    fn a_lone_value_is_shown_without_its_quotes() {
+        let value = |text: &str| lone_value(&RawValue::from_string(text.to_owned()).unwrap());
+        assert_eq!(value(r#"{"value":"102334155"}"#), "102334155");
+        assert_eq!(value(r#"{"exit_code":0,"stdout":"hello\n","truncated":false}"#), "hello\n");
+        assert_eq!(value(r#"{"cpu_ms":200}"#), "200");
+        assert_eq!(value(r#"{"a":1,"b":2}"#), r#"{"a":1,"b":2}"#);
+        assert_eq!(value("12345678901234567890.50"), "12345678901234567890.50");
+        assert_eq!(value("{}"), "{}");
+    }
+
+    #[test]
+    fn input_that_is_not_json_is_refused_here() {
+        assert!(read_input("{").unwrap_err().to_string().contains("not JSON"));
+        assert!(read_input("@/nonexistent").unwrap_err().to_string().contains("/nonexistent"));
+        assert_eq!(read_input(r#" {"n":1} "#).unwrap().get(), r#"{"n":1}"#);
+    }
+}

@@ -1,0 +1,237 @@
+//! `evenkeel task get|wait|cancel|explain|list`.
+
+use super::{
+    parse_label,
+    submit::{ResultOutput, wait_and_print},
+    token::ListOutput,
+};
+use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use protocol::{
+    NodeId, TaskId,
+    status::Explanation,
+    task::{Task, TaskQuery, TaskState},
+};
+use service::{
+    Shutdown,
+    duration::{parse_duration, show_duration},
+};
+use std::time::Duration;
+
+/// What to do with tasks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// Print a task as JSON
+    Get(GetArgs),
+    /// Wait for a task's end and print its result
+    Wait(WaitArgs),
+    /// Cancel one task, or all with certain labels
+    Cancel(CancelArgs),
+    /// Say why a task is where it is
+    Explain(ExplainArgs),
+    /// List tasks, newest first
+    List(ListArgs),
+}
+
+/// Arguments of `task get`.
+#[derive(Args, Debug)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The task
+    id: TaskId,
+}
+
+/// Arguments of `task wait`.
+#[derive(Args, Debug)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The task
+    id: TaskId,
+    /// Wait at most so long (exit code 5 when it is over; the task goes on)
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    wait_for: Option<Duration>,
+    /// What to print of the result: its JSON, or a lone value
+    #[arg(short, long, value_enum, default_value_t = ResultOutput::Json)]
+    output: ResultOutput,
+}
+
+/// Arguments of `task cancel`.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("which").required(true).args(["id", "label"])))]
+pub(crate) struct CancelArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The task
+    id: Option<TaskId>,
+    /// All tasks with all of these labels
+    #[arg(long, value_parser = parse_label, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+}
+
+/// Arguments of `task explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The task
+    id: TaskId,
+    /// How to write it
+    #[arg(short, long, value_enum, default_value_t = ListOutput::Table)]
+    output: ListOutput,
+}
+
+/// Arguments of `task list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Only tasks in this state
+    #[arg(long, value_enum)]
+    state: Option<StateArg>,
+    /// Only tasks of this kind
+    #[arg(long)]
+    kind: Option<String>,
+    /// Only tasks whose last attempt went to this node (its id)
+    #[arg(long)]
+    node: Option<NodeId>,
+    /// Only tasks with this label
+    #[arg(long, value_parser = parse_label, value_name = "KEY=VALUE")]
+    label: Option<(String, String)>,
+    /// Most tasks to list, 1 to 1000
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    limit: u32,
+    /// `next_cursor` of the page before
+    #[arg(long)]
+    cursor: Option<String>,
+    /// With inputs and results (JSON only)
+    #[arg(long)]
+    full: bool,
+    /// How to write them
+    #[arg(short, long, value_enum, default_value_t = ListOutput::Table)]
+    output: ListOutput,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StateArg {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl From<StateArg> for TaskState {
+    fn from(state: StateArg) -> Self {
+        match state {
+            StateArg::Queued => Self::Queued,
+            StateArg::Running => Self::Running,
+            StateArg::Succeeded => Self::Succeeded,
+            StateArg::Failed => Self::Failed,
+            StateArg::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// Does it.
+///
+/// # Errors
+/// What the master says, or how a task that was waited for ended.
+pub(crate) async fn run(global: &Global, command: TaskCommand, shutdown: &Shutdown) -> Result<(), Failure> {
+    match command {
+        TaskCommand::Get(args) => output::json(&args.connect.client(global)?.task(args.id, None).await?),
+        TaskCommand::Wait(args) => {
+            let client = args.connect.client(global)?;
+            wait_and_print(&client, args.id, args.wait_for, args.output, shutdown).await
+        }
+        TaskCommand::Cancel(args) => {
+            let client = args.connect.client(global)?;
+            match args.id {
+                Some(id) => output::json(&client.cancel(id).await?),
+                None => {
+                    let cancelled = client.cancel_labels(&args.label.into_iter().collect()).await?;
+                    output::data(cancelled)
+                }
+            }
+        }
+        TaskCommand::Explain(args) => {
+            let explanation = args.connect.client(global)?.explain(args.id).await?;
+            match args.output {
+                ListOutput::Json => output::json(&explanation),
+                ListOutput::Table => print_explanation(&explanation),
+            }
+        }
+        TaskCommand::List(args) => list(global, args).await,
+    }
+}
+
+async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
+    let query = TaskQuery {
+        state: args.state.map(Into::into),
+        kind: args.kind,
+        node: args.node,
+        label: args.label.map(|(key, value)| format!("{key}={value}")),
+        limit: Some(args.limit),
+        cursor: args.cursor,
+        full: args.full.then_some(1),
+    };
+    let page = args.connect.client(global)?.tasks(&query).await?;
+    if args.output == ListOutput::Json {
+        return output::json(&page);
+    }
+    let rows: Vec<_> = page.items.iter().map(row).collect();
+    output::table(&["ID", "KIND", "STATE", "NODE", "ATTEMPT", "QUEUE", "RUN", "CPU", "ERROR"], &rows)?;
+    if let Some(cursor) = page.next_cursor {
+        output::say(format_args!("there are more: --cursor {cursor}"));
+    }
+    Ok(())
+}
+
+fn row(task: &Task) -> Vec<String> {
+    let time =
+        |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| show_duration(Duration::from_millis(ms)));
+    vec![
+        task.id.to_string(),
+        task.kind.clone(),
+        task.state.as_str().to_owned(),
+        task.node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+        format!("{}/{}", task.attempt, task.max_attempts),
+        time(Some(task.queue_ms)),
+        time(task.run_ms),
+        time(task.cpu_ms),
+        task.error.as_ref().map_or("", |error| error.code.as_str()).to_owned(),
+    ]
+}
+
+fn print_explanation(explanation: &Explanation) -> Result<(), Failure> {
+    let ms = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.0} ms"));
+    output::data(format_args!("{} ({})", explanation.message, explanation.reason))?;
+    if let Some(position) = explanation.position {
+        output::data(format_args!("place in its queue: {position}"))?;
+    }
+    output::data(format_args!(
+        "estimated CPU time: {}; predicted running time: {}",
+        ms(explanation.estimated_cpu_ms),
+        ms(explanation.predicted_run_ms)
+    ))?;
+    let rows: Vec<_> = explanation
+        .candidates
+        .iter()
+        .map(|candidate| {
+            vec![
+                candidate.name.clone(),
+                format!("{:.2}", candidate.effective_cores),
+                candidate.in_flight.to_string(),
+                candidate.free_slots.to_string(),
+                format!("{:.0}ms", candidate.finish_ms),
+                candidate.verdict.clone(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        Ok(())
+    } else {
+        output::table(&["NODE", "CORES", "IN FLIGHT", "FREE", "FINISH", "VERDICT"], &rows)
+    }
+}

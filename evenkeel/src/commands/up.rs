@@ -1,0 +1,190 @@
+//! `evenkeel up` and `evenkeel down`.
+
+use super::parse_cores;
+use crate::{
+    cli::Global,
+    commands::manager::prune,
+    exit::Failure,
+    output,
+    up::{
+        Cluster, Wish, forget, owner,
+        runtime::{self, PROCESSES, Runtime, RuntimeArg},
+    },
+};
+use clap::Args;
+use node_manager::docker::DockerEngine;
+use protocol::pool::Mount;
+use service::{Shutdown, duration::parse_bytes};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// An `up` in the foreground takes its cluster down within this.
+const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Arguments of `up`.
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// How many nodes [default: one for each core, at most 4]
+    #[arg(long)]
+    nodes: Option<u32>,
+    /// What nodes are
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+    /// CPU limit of each node, in cores [default: a share of 0.9 of the host]
+    #[arg(long, value_parser = parse_cores)]
+    cpus: Option<f64>,
+    /// Memory limit of each node [default: a share of 0.8 of the host, 64MiB to 1GiB]
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    memory: Option<u64>,
+    /// Image of the nodes [default: made from this program]
+    #[arg(long)]
+    image: Option<String>,
+    /// Host directory in every node, may be given more than once
+    #[arg(long, value_parser = parse_mount, value_name = "SOURCE:TARGET[:ro]")]
+    mount: Vec<Mount>,
+    /// Own kinds of work
+    #[arg(long, value_name = "FILE")]
+    kinds: Option<PathBuf>,
+    /// Where the master is reached on this host
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Subnet of the cluster's network [default: Docker's choice]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<String>,
+    /// Address of the master on that network
+    #[arg(long, requires = "subnet", value_name = "ADDRESS")]
+    master_ip: Option<IpAddr>,
+    /// Control group that all containers are put below
+    #[arg(long, value_name = "GROUP")]
+    cgroup_parent: Option<String>,
+    /// Leave the cluster running; `evenkeel down` takes it down
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Arguments of `down`.
+#[derive(Args, Debug)]
+pub(crate) struct DownArgs {
+    /// Only what is of this runtime
+    #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
+    runtime: RuntimeArg,
+}
+
+/// `SOURCE:TARGET[:ro]`.
+fn parse_mount(text: &str) -> Result<Mount, String> {
+    let form = || format!("{text:?} is not a mount; write it as SOURCE:TARGET or SOURCE:TARGET:ro");
+    let mut parts = text.split(':');
+    let (Some(source), Some(target)) = (parts.next(), parts.next()) else { return Err(form()) };
+    let read_only = match (parts.next(), parts.next()) {
+        (None, _) | (Some("rw"), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err(form()),
+    };
+    if source.is_empty() || !target.starts_with('/') {
+        return Err(form());
+    }
+    let source = std::path::absolute(source).map_err(|error| format!("{source}: {error}"))?;
+    Ok(Mount { source: source.display().to_string(), target: target.to_owned(), read_only })
+}
+
+/// Brings a cluster up; stays with it until a signal comes, unless it is told to leave it.
+///
+/// # Errors
+/// What does not work.
+pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let state = global.state()?;
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    };
+    let wish = Wish {
+        cluster: global.cluster.clone(),
+        runtime: args.runtime,
+        nodes: args.nodes,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        image: args.image,
+        mounts: args.mount,
+        kinds: args.kinds.as_ref().map(read).transpose()?,
+        listen: args.listen,
+        subnet: args.subnet,
+        master_ip: args.master_ip,
+        cgroup_parent: args.cgroup_parent,
+        detach: args.detach,
+    };
+    let token = shutdown.token();
+    let mut cluster = Cluster::bring_up(&wish, &state, &token).await?;
+    output::data(format_args!("master:  {}", cluster.url))?;
+    output::data(format_args!("context: {}", state.path().display()))?;
+    let flag =
+        if global.cluster == "default" { String::new() } else { format!(" --cluster {}", global.cluster) };
+    output::say(format_args!("cluster {} is up; try: evenkeel submit{flag} fib 40", global.cluster));
+    if args.detach {
+        output::say(format_args!("take it down by: evenkeel down{flag}"));
+        cluster.leave().await;
+        return Ok(());
+    }
+    output::say("Ctrl-C takes it down");
+    let ended = tokio::select! {
+        () = token.cancelled() => Ok(()),
+        failure = cluster.manager_ended() => Err(failure),
+    };
+    cluster.take_down().await?;
+    ended
+}
+
+/// Takes a cluster down, however it was brought up.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) async fn down(global: &Global, args: &DownArgs) -> Result<(), Failure> {
+    let state = global.state()?;
+    if owner::living(&state).is_some() {
+        output::say("an `evenkeel up` keeps this cluster; asking it to end");
+        if !owner::end(&state, OWNER_ENDS_WITHIN).await {
+            return Err(Failure::Other(
+                "that `evenkeel up` did not end within 60 s; end it and try again".to_owned(),
+            ));
+        }
+    }
+    let noted = runtime::noted(&state);
+    let mut removed = 0;
+    if args.runtime != RuntimeArg::Docker && state.file(PROCESSES).exists() {
+        let processes = runtime::choose(RuntimeArg::Process, &state).await?;
+        removed += prune(&processes, &global.cluster).await?;
+    }
+    if args.runtime != RuntimeArg::Process && noted != Some(RuntimeArg::Process) {
+        match DockerEngine::connect().await {
+            Ok(engine) => removed += prune(&Runtime::Docker(engine), &global.cluster).await?,
+            // Without a daemon there can be no containers, unless we know that there were some.
+            Err(error) if noted == Some(RuntimeArg::Docker) || args.runtime == RuntimeArg::Docker => {
+                return Err(error.into());
+            }
+            Err(_) => {}
+        }
+    }
+    forget(&state)?;
+    if removed == 0 {
+        output::say(format_args!("nothing of cluster {} was there", global.cluster));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_as_docker_writes_them() {
+        let mount = parse_mount("/data:/in:ro").unwrap();
+        assert_eq!((mount.source.as_str(), mount.target.as_str(), mount.read_only), ("/data", "/in", true));
+        assert!(!parse_mount("/data:/in").unwrap().read_only);
+        assert!(parse_mount("data:/in").unwrap().source.starts_with('/'));
+        for wrong in ["", "/data", ":/in", "/data:in", "/data:/in:xx", "/data:/in:ro:ro"] {
+            assert!(parse_mount(wrong).is_err(), "{wrong}");
+        }
+    }
+}

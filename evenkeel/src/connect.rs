@@ -1,0 +1,159 @@
+//! How a client finds its master and the token for it.
+
+use crate::{cli::Global, exit::Failure};
+use clap::Args;
+use client::{Client, ClientConfig, Token};
+use service::{Secret, state::Context};
+use std::{fs, path::PathBuf};
+
+/// Where a master is when nobody says.
+pub(crate) const DEFAULT_MASTER: &str = "http://127.0.0.1:7400";
+
+/// Which master, and with which token.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ConnectArgs {
+    /// URL of the master, or several separated by commas [default: the cluster's context, else http://127.0.0.1:7400]
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
+    /// File with the token, '-' for standard input [default: the one of the cluster's context]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// CA to trust, PEM; needed for https
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// URLs of the masters, separated by commas.
+    pub master: String,
+    /// The token, if there is one.
+    pub token: Option<Secret>,
+    /// The file that it is from.
+    pub token_file: Option<PathBuf>,
+    /// The CA's file.
+    pub ca: Option<PathBuf>,
+}
+
+impl ConnectArgs {
+    /// Finds master and token: flags first, then the context. The context's token goes only to the
+    /// context's URL.
+    ///
+    /// # Errors
+    /// If the context or a file cannot be read.
+    pub(crate) fn resolve(&self, global: &Global) -> Result<Connection, Failure> {
+        let context = global.state()?.context()?;
+        let variable = std::env::var("EVENKEEL_TOKEN").ok().filter(|token| !token.trim().is_empty());
+        let found = self.merge(context);
+        let token = match (&self.token_file, variable, &found.token_file) {
+            (None, Some(text), _) => Some(service::token::parse("the variable EVENKEEL_TOKEN", &text)?),
+            (Some(path), _, _) | (None, None, Some(path)) => Some(service::token::read(path)?),
+            (None, None, None) => None,
+        };
+        Ok(Connection { token, ..found })
+    }
+
+    fn merge(&self, context: Option<Context>) -> Connection {
+        let asked = self.master.as_deref().map(|master| master.trim_end_matches('/'));
+        let context =
+            context.filter(|context| asked.is_none_or(|asked| same_masters(asked, &context.master)));
+        let master = self.master.clone().or_else(|| context.as_ref().map(|context| context.master.clone()));
+        let (token_file, ca) = context.map_or((None, None), |context| (context.token_file, context.ca));
+        Connection {
+            master: master.unwrap_or_else(|| DEFAULT_MASTER.to_owned()),
+            token: None,
+            token_file: self.token_file.clone().or(token_file),
+            ca: self.ca.clone().or(ca),
+        }
+    }
+
+    /// A client of what was found.
+    ///
+    /// # Errors
+    /// As [`ConnectArgs::resolve`], and if the URLs or the CA cannot be used.
+    pub(crate) fn client(&self, global: &Global) -> Result<Client, Failure> {
+        self.resolve(global)?.client()
+    }
+}
+
+/// Finds the master and the CA, and reads no token.
+///
+/// # Errors
+/// If the context cannot be read.
+pub(crate) fn locate(args: &ConnectArgs, global: &Global) -> Result<Connection, Failure> {
+    Ok(args.merge(global.state()?.context()?))
+}
+
+fn same_masters(one: &str, other: &str) -> bool {
+    let list = |text: &str| {
+        let urls = text.split(',').map(|url| url.trim().trim_end_matches('/').to_owned());
+        urls.collect::<std::collections::BTreeSet<_>>()
+    };
+    list(one) == list(other)
+}
+
+impl Connection {
+    /// A client.
+    ///
+    /// # Errors
+    /// If the URLs or the CA cannot be used.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        let mut config = ClientConfig::new(&self.master);
+        if let Some(token) = &self.token {
+            config = config.with_token(Token::new(token.expose()));
+        }
+        if let Some(pem) = self.ca_pem()? {
+            config = config.with_ca(pem);
+        }
+        Ok(Client::new(config)?)
+    }
+
+    /// The CA's certificates.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(crate) fn ca_pem(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let read = |path: &PathBuf| {
+            fs::read(path)
+                .map_err(|error| Failure::Usage(format!("the CA {} cannot be read: {error}", path.display())))
+        };
+        self.ca.as_ref().map(read).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Option<Context> {
+        Some(Context {
+            master: "http://127.0.0.1:7400".to_owned(),
+            token_file: Some("/state/admin.token".into()),
+            ca: None,
+        })
+    }
+
+    #[test]
+    fn without_flags_the_context_counts() {
+        let found = ConnectArgs::default().merge(context());
+        assert_eq!(found.master, "http://127.0.0.1:7400");
+        assert_eq!(found.token_file, Some("/state/admin.token".into()));
+        assert_eq!(ConnectArgs::default().merge(None).master, DEFAULT_MASTER);
+    }
+
+    #[test]
+    fn the_contexts_token_goes_to_no_other_url() {
+        let to = |master: &str| ConnectArgs { master: Some(master.to_owned()), ..ConnectArgs::default() };
+        assert_eq!(to("http://192.0.2.1:7400").merge(context()).token_file, None);
+        assert_eq!(to("http://127.0.0.1:7400,http://192.0.2.1:7400").merge(context()).token_file, None);
+        assert!(to("http://127.0.0.1:7400/").merge(context()).token_file.is_some());
+    }
+
+    #[test]
+    fn a_token_that_is_named_goes_where_it_is_told_to() {
+        let args = ConnectArgs { token_file: Some("mine".into()), ..ConnectArgs::default() };
+        let found = args.merge(context());
+        assert_eq!((found.master.as_str(), found.token_file), ("http://127.0.0.1:7400", Some("mine".into())));
+    }
+}

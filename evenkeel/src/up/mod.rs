@@ -1,0 +1,451 @@
+//! A whole cluster on this host: brought up, waited for, taken down.
+//!
+//! - [`runtime`]: containers or processes; [`sizes`]: how many nodes and how large; [`specs`]: the containers
+//!   beside the nodes; [`owner`]: the `up` in the foreground;
+//! - [`Cluster::bring_up`], [`Cluster::take_down`]: the two ends.
+//!
+//! What holds: what bringing up has made is gone again when it fails or is interrupted.
+
+pub(crate) mod owner;
+pub(crate) mod runtime;
+pub(crate) mod sizes;
+pub(crate) mod specs;
+
+use crate::{
+    commands::manager::{client_with, image_reference, prune},
+    exit::Failure,
+    output,
+};
+use client::Client;
+use futures_util::StreamExt;
+use node_manager::{
+    docker::network::NetworkWish,
+    engine::{ContainerSpec, Engine, Filter, Listed, Role, Stdin},
+    template::Surroundings,
+    verbs,
+};
+use pool::State;
+use protocol::{
+    auth::{Scope, TokenRequest},
+    node::NodeStatus,
+    pool::{Mount, Template},
+};
+use runtime::{Runtime, RuntimeArg};
+use service::{
+    Secret,
+    shutdown::CancellationToken,
+    state::{ADMIN_TOKEN_FILE, CONTEXT_FILE, Context, StateDir},
+    token,
+};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+/// The pool that `up` makes.
+const POOL: &str = "default";
+/// How often something is looked at that is to become ready.
+const LOOK: Duration = Duration::from_millis(100);
+/// The master is ready within this, or something is wrong.
+const MASTER_WITHIN: Duration = Duration::from_secs(60);
+/// The nodes are ready within this, and [`EACH_NODE_WITHIN`] for each.
+const NODES_WITHIN: Duration = Duration::from_secs(60);
+const EACH_NODE_WITHIN: Duration = Duration::from_secs(2);
+/// A manager inside `up` ends within this.
+const MANAGER_ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// Lines of a log that are shown when something does not become ready.
+const TAIL_LINES: u32 = 15;
+/// Logs of more nodes than these say nothing new.
+const TAIL_NODES: usize = 2;
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// What nodes are.
+    pub runtime: RuntimeArg,
+    /// How many nodes; the default number if absent.
+    pub nodes: Option<u32>,
+    /// CPU limit of each, in cores.
+    pub cpus: Option<f64>,
+    /// Memory limit of each, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Image of the nodes, if not our own.
+    pub image: Option<String>,
+    /// Host directories in every node.
+    pub mounts: Vec<Mount>,
+    /// Text of a `kinds.toml`.
+    pub kinds: Option<String>,
+    /// Where the master is reached on this host.
+    pub listen: SocketAddr,
+    /// Subnet of the network.
+    pub subnet: Option<String>,
+    /// Fixed address of the master on it.
+    pub master_ip: Option<IpAddr>,
+    /// Parent control group of all containers.
+    pub cgroup_parent: Option<String>,
+    /// Whether the cluster stays when this process ends.
+    pub detach: bool,
+}
+
+/// A cluster that is up.
+pub(crate) struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// URL of its master on this host.
+    pub url: String,
+    /// A client with the administrator's token.
+    pub client: Client,
+    runtime: Runtime,
+    state: StateDir,
+    manager: Option<(CancellationToken, JoinHandle<Result<(), node_manager::Error>>)>,
+}
+
+impl Cluster {
+    /// Brings a cluster up and waits until its nodes are ready. If that fails or `interrupted` is cancelled,
+    /// what was made is taken down again.
+    ///
+    /// # Errors
+    /// What does not work, with the end of the logs that say why.
+    pub(crate) async fn bring_up(
+        wish: &Wish,
+        state: &StateDir,
+        interrupted: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        service::state::check_cluster(&wish.cluster)?;
+        let runtime = runtime::choose(wish.runtime, state).await?;
+        refuse_second(&runtime, &wish.cluster, state).await?;
+        state.create()?;
+        let client = client_with(&url_of(wish.listen), admin_token(state)?.expose())?;
+        let mut cluster = Self {
+            name: wish.cluster.clone(),
+            url: url_of(wish.listen),
+            client,
+            runtime,
+            state: state.clone(),
+            manager: None,
+        };
+        let made = tokio::select! {
+            made = Box::pin(cluster.make(wish)) => made,
+            () = interrupted.cancelled() => Err(Failure::Interrupted("interrupted; taking down what is there".to_owned())),
+        };
+        match made {
+            Ok(()) => Ok(cluster),
+            Err(failure) => {
+                // The failure itself is what is to be told; a failure to clean up is said beside it.
+                if let Err(second) = cluster.take_down().await {
+                    output::say(format_args!("not all could be taken down: {second}"));
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn make(&mut self, wish: &Wish) -> Result<(), Failure> {
+        self.state.write(runtime::RUNTIME_FILE, self.runtime.as_str().as_bytes())?;
+        if !wish.detach {
+            owner::note(&self.state)?;
+        }
+        let token = admin_token(&self.state)?;
+        let engine = self.runtime.engine();
+        let host = engine.host().await?;
+        let nodes = wish.nodes.unwrap_or_else(|| sizes::default_nodes(host.cores));
+        let (cpus, memory) = sizes::node_size(&host, Some(nodes));
+        let cpus = wish.cpus.unwrap_or(cpus);
+        if cpus * f64::from(nodes) > host.cores {
+            output::say(format_args!(
+                "{nodes} nodes of {cpus} cores are more than this host's {}: they will share them",
+                host.cores
+            ));
+        }
+        let place = self.place(wish).await?;
+        let master = match &place {
+            Some(place) => specs::master_container(place, wish.listen, wish.master_ip),
+            None => {
+                let token_file = self.state.file(ADMIN_TOKEN_FILE);
+                specs::master_process(&self.name, self.state.path(), wish.listen, &token_file)
+            }
+        };
+        let stdin = place.is_some().then(|| Stdin(token.expose().to_owned()));
+        start(engine.as_ref(), &master, stdin).await?;
+        self.wait_for_master().await?;
+        let token_file = Some(self.state.file(ADMIN_TOKEN_FILE));
+        self.state.save_context(&Context { master: self.url.clone(), token_file, ca: None })?;
+        let template = Template {
+            image: wish.image.clone(),
+            cpus: Some(cpus),
+            memory_bytes: Some(wish.memory_bytes.unwrap_or(memory)),
+            mounts: wish.mounts.clone(),
+            kinds: wish.kinds.clone(),
+            allow_commands: true,
+            ..Template::default()
+        };
+        verbs::change_pool(&self.client, POOL, |spec| {
+            (spec.desired, spec.min, spec.max, spec.target_queue_ms) = (Some(nodes), None, None, None);
+            spec.template = template.clone();
+        })
+        .await?;
+        self.start_manager(wish, place.as_ref()).await?;
+        self.wait_for_nodes(nodes).await
+    }
+
+    /// What containers share; nothing for processes.
+    async fn place(&self, wish: &Wish) -> Result<Option<specs::Place>, Failure> {
+        let Runtime::Docker(engine) = &self.runtime else { return Ok(None) };
+        let image = image_reference(engine).await?;
+        let network = NetworkWish { subnet: wish.subnet.clone(), internal: false };
+        let network = engine.ensure_network(&self.name, &network).await?;
+        let cgroup_parent = wish.cgroup_parent.clone();
+        Ok(Some(specs::Place { cluster: self.name.clone(), image, network, cgroup_parent }))
+    }
+
+    async fn start_manager(&mut self, wish: &Wish, place: Option<&specs::Place>) -> Result<(), Failure> {
+        let token = self.manager_token().await?;
+        let engine = self.runtime.engine();
+        let inside = format!("http://{}:{}", specs::master_name(&self.name), specs::MASTER_PORT);
+        let allow_mounts: Vec<PathBuf> =
+            wish.mounts.iter().map(|mount| mount.source.clone().into()).collect();
+        let spec = match place {
+            None => specs::manager_process(&self.name, self.state.path(), &self.url),
+            Some(place) if wish.detach => {
+                specs::manager_container(place, &inside, &allow_mounts).map_err(Failure::Usage)?
+            }
+            Some(place) => {
+                let surroundings = Surroundings {
+                    cluster: self.name.clone(),
+                    pool: POOL.to_owned(),
+                    image: place.image.clone(),
+                    node_master: inside,
+                    network: Some(place.network.clone()),
+                    cgroup_parent: place.cgroup_parent.clone(),
+                    allow_mounts,
+                    default_cpus: None,
+                    default_memory_bytes: None,
+                    isolated: true,
+                };
+                let config = node_manager::Config {
+                    engine,
+                    master: Arc::new(client_with(&self.url, token.expose())?),
+                    surroundings,
+                    drain_deadline: None,
+                    remove_on_exit: false,
+                };
+                let stop = CancellationToken::new();
+                let running = tokio::spawn(Box::pin(node_manager::run(config, stop.clone())));
+                self.manager = Some((stop, running));
+                return Ok(());
+            }
+        };
+        start(engine.as_ref(), &spec, Some(Stdin(token.expose().to_owned()))).await
+    }
+
+    async fn manager_token(&self) -> Result<Secret, Failure> {
+        let request = TokenRequest {
+            scopes: vec![Scope::Manager, Scope::Operate, Scope::Read],
+            ttl_ms: None,
+            single_use: false,
+            node_name: None,
+            note: "manager of the pool default, made by up".to_owned(),
+        };
+        Ok(Secret::new(self.client.create_token(&request).await?.token))
+    }
+
+    async fn wait_for_master(&self) -> Result<(), Failure> {
+        let (began, name) = (Instant::now(), specs::master_name(&self.name));
+        loop {
+            let last = match self.client.readyz().await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
+            let ended = listed.iter().any(|it| it.name == name && has_ended(it));
+            if ended || began.elapsed() > MASTER_WITHIN {
+                let why = if ended { "it has ended".to_owned() } else { last.to_string() };
+                let tail = self.tail(&name).await;
+                return Err(Failure::Other(format!("the master does not become ready: {why}\n{tail}")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        match self.client.status().await {
+            Err(error) if error.status() == Some(401) => Err(Failure::Other(format!(
+                "the master does not take the token of {}: its state is of an earlier cluster; `evenkeel down` removes that",
+                self.state.path().display()
+            ))),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    async fn wait_for_nodes(&mut self, wanted: u32) -> Result<(), Failure> {
+        let (began, within) = (Instant::now(), NODES_WITHIN + EACH_NODE_WITHIN * wanted);
+        loop {
+            let nodes = self.client.nodes().await?.items;
+            let ready =
+                nodes.iter().filter(|node| node.pool == POOL && node.status == NodeStatus::Ready).count();
+            if ready >= wanted as usize {
+                return Ok(());
+            }
+            if let Some((_, manager)) = self.manager.as_mut().filter(|(_, manager)| manager.is_finished()) {
+                let ended = manager.await.map_err(|error| Failure::Other(error.to_string()))?;
+                self.manager = None;
+                ended?;
+                return Err(Failure::Other("the node-manager ended by itself".to_owned()));
+            }
+            if began.elapsed() > within {
+                return Err(self.why_no_nodes(ready, wanted).await);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn why_no_nodes(&self, ready: usize, wanted: u32) -> Failure {
+        let mut text = format!("only {ready} of {wanted} nodes became ready");
+        if let Ok(view) = self.client.pool(POOL).await {
+            let trouble =
+                view.manager.map_or("no manager keeps the pool".to_owned(), |manager| manager.trouble);
+            text.push_str(&format!("; the manager says: {trouble}"));
+        }
+        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await.unwrap_or_default();
+        let managers = listed.iter().filter(|it| it.role == Role::Manager);
+        let nodes = listed.iter().filter(|it| it.role == Role::Node).take(TAIL_NODES);
+        for listed in managers.chain(nodes) {
+            text.push('\n');
+            text.push_str(&self.tail(&listed.name).await);
+        }
+        Failure::Other(text)
+    }
+
+    /// The end of a log, for messages.
+    async fn tail(&self, name: &str) -> String {
+        let engine = self.runtime.engine();
+        let Ok(mut parts) = verbs::logs(engine.as_ref(), &self.name, name, false, Some(TAIL_LINES)).await
+        else {
+            return format!("({name} has no log)");
+        };
+        let mut text = Vec::new();
+        while let Ok(Some(Ok(part))) = tokio::time::timeout(Duration::from_secs(5), parts.next()).await {
+            text.extend_from_slice(&part);
+        }
+        format!("--- {name} wrote last:\n{}", String::from_utf8_lossy(&text).trim_end())
+    }
+
+    /// Waits until the manager inside this process ends, which it does only when something is wrong; without
+    /// one, for ever.
+    pub(crate) async fn manager_ended(&mut self) -> Failure {
+        let Some((_, manager)) = self.manager.as_mut() else { return std::future::pending().await };
+        let ended = manager.await;
+        self.manager = None;
+        match ended {
+            Ok(Ok(())) => Failure::Other("the node-manager ended by itself".to_owned()),
+            Ok(Err(error)) => error.into(),
+            Err(error) => Failure::Other(error.to_string()),
+        }
+    }
+
+    /// Lets go of the cluster without taking it down. A manager inside this process ends; the nodes stay.
+    pub(crate) async fn leave(mut self) {
+        self.stop_manager().await;
+        // What stays behind is only the note of a process that will be gone.
+        let _ = owner::forget(&self.state);
+    }
+
+    async fn stop_manager(&mut self) {
+        if let Some((stop, manager)) = self.manager.take() {
+            stop.cancel();
+            if tokio::time::timeout(MANAGER_ENDS_WITHIN, manager).await.is_err() {
+                output::say("the node-manager did not end in time");
+            }
+        }
+    }
+
+    /// Takes it down: nothing is left but what somebody else uses.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    pub(crate) async fn take_down(mut self) -> Result<(), Failure> {
+        self.stop_manager().await;
+        prune(&self.runtime, &self.name).await?;
+        forget(&self.state)
+    }
+}
+
+/// Whether it has ended.
+fn has_ended(listed: &Listed) -> bool {
+    matches!(listed.state, State::Exited(_))
+}
+
+async fn start(engine: &dyn Engine, spec: &ContainerSpec, stdin: Option<Stdin>) -> Result<(), Failure> {
+    let id = engine.create(spec).await?;
+    Ok(engine.start(&id, stdin).await?)
+}
+
+fn url_of(listen: SocketAddr) -> String {
+    let mut listen = listen;
+    if listen.ip().is_unspecified() {
+        listen.set_ip(if listen.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    format!("http://{listen}")
+}
+
+/// The administrator's token of the state directory, made if there is none.
+fn admin_token(state: &StateDir) -> Result<Secret, Failure> {
+    let path = state.file(ADMIN_TOKEN_FILE);
+    if path.exists() {
+        return Ok(token::read(&path)?);
+    }
+    let fresh = token::generate()?;
+    state.write(ADMIN_TOKEN_FILE, format!("{}\n", fresh.expose()).as_bytes())?;
+    Ok(fresh)
+}
+
+/// A cluster that is up is not brought up again. What is left of one that has ended (after a restart of the
+/// host, say) makes room: containers are replaced, never restarted; the state stays.
+async fn refuse_second(runtime: &Runtime, cluster: &str, state: &StateDir) -> Result<(), Failure> {
+    let engine = runtime.engine();
+    let listed = engine.list(&Filter::cluster(cluster)).await?;
+    let living = !listed.iter().all(has_ended);
+    if living || owner::living(state).is_some() {
+        return Err(Failure::Usage(format!(
+            "cluster {cluster} is up already; use it, take it down by `evenkeel down --cluster {cluster}`, or choose another name by --cluster"
+        )));
+    }
+    for it in listed {
+        engine.remove(&it.id).await?;
+    }
+    Ok(())
+}
+
+/// Removes what only a cluster that is up has in its state directory, and the directory if nothing else is
+/// in it.
+///
+/// # Errors
+/// What cannot be removed.
+pub(crate) fn forget(state: &StateDir) -> Result<(), Failure> {
+    for name in [CONTEXT_FILE, ADMIN_TOKEN_FILE, runtime::RUNTIME_FILE] {
+        state.remove(name)?;
+    }
+    owner::forget(state)?;
+    for folder in [runtime::PROCESSES, specs::MASTER_FOLDER] {
+        remove_folder(&state.file(folder))?;
+    }
+    // Only succeeds if it is empty: what somebody else put there stays.
+    let _ = fs::remove_dir(state.path());
+    Ok(())
+}
+
+fn remove_folder(path: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::Other(format!("{} cannot be removed: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
