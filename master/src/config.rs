@@ -99,7 +99,7 @@ pub enum Error {
     /// The store cannot be opened or read.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
-    /// The task that owns the scheduler ended by itself, which is a defect of ours.
+    /// The task that owns the scheduler ended by itself, or could not write all that waited at the end.
     #[error("the scheduler's task ended: {0}")]
     Brain(String),
 }

@@ -78,7 +78,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     tokio::select! {
         () = server::serve(listener, router, server::Limits::default(), shutdown) => {}
-        ended = &mut brain_ended => return Err(Error::Brain(format!("{ended:?}"))),
+        ended = &mut brain_ended => {
+            let why = ended.err().map_or("it was not asked to".to_owned(), |error| error.to_string());
+            return Err(Error::Brain(why));
+        }
     }
     if !app.streams_end(STREAMS_END).await {
         tracing::info!("streams that did not end in time are cut");

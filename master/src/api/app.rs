@@ -3,7 +3,7 @@
 use super::{failure::Failure, routes::Index, schemas::Schemas};
 use crate::{
     auth::{Principal, TokenHash, Tokens},
-    brain::Brain,
+    brain::{Brain, Unavailable},
     hosts::Hosts,
     pools::{Board, WriteIf},
     store::Store,
@@ -61,8 +61,8 @@ pub(crate) struct Spent {
     info: Arc<TokenInfo>,
 }
 
-fn stopping() -> Failure {
-    Problem::unavailable("the master is stopping; try again in a moment").into()
+fn unavailable(why: Unavailable) -> Failure {
+    Problem::unavailable(why.to_string()).into()
 }
 
 fn store_failed(error: &impl std::fmt::Display) -> Failure {
@@ -127,7 +127,7 @@ impl App {
 
     /// Sends an event that nobody waits for.
     pub(crate) async fn tell(&self, event: Event) -> Result<(), Failure> {
-        self.0.brain.send(event).await.map_err(|_| stopping())
+        self.0.brain.send(event).await.map_err(unavailable)
     }
 
     /// Sends an event and waits for its one answer. A caller that goes away in between is reported to
@@ -135,7 +135,7 @@ impl App {
     pub(crate) async fn ask(&self, event: impl FnOnce(ReplyId) -> Event) -> Result<Answer, Failure> {
         let (reply, mut replies) = self.reply();
         self.tell(event(reply)).await?;
-        replies.next().await.ok_or_else(stopping)
+        replies.next().await.ok_or_else(|| unavailable(Unavailable::Stopped))
     }
 
     /// Reads the scheduler's state.
@@ -143,7 +143,7 @@ impl App {
         &self,
         read: impl FnOnce(&Core, Now) -> R + Send + 'static,
     ) -> Result<R, Failure> {
-        self.0.brain.query(read).await.map_err(|_| stopping())
+        self.0.brain.query(read).await.map_err(unavailable)
     }
 
     /// An answer that does not belong to its question.

@@ -270,7 +270,7 @@ async fn the_work_channel_is_only_for_the_node_itself_and_only_with_its_subproto
     let upgrade = |token: &str| {
         vec![
             ("authorization".to_owned(), format!("Bearer {token}")),
-            ("connection".to_owned(), "upgrade".to_owned()),
+            ("connection".to_owned(), "close, upgrade".to_owned()),
             ("upgrade".to_owned(), "websocket".to_owned()),
             ("sec-websocket-version".to_owned(), "13".to_owned()),
             ("sec-websocket-key".to_owned(), "dGhlIHNhbXBsZSBub25jZQ==".to_owned()),
