@@ -5,13 +5,15 @@
 mod common;
 
 use client::Error;
-use common::{Bench, ProcessBench, block_on, eventually};
+use common::{Bench, ProcessBench, block_on, block_on_with, eventually};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use libtest_mimic::{Arguments, Trial};
 use node_manager::{
     Config,
     engine::{Engine, Filter, Listed},
+    docker::DockerEngine,
     master::Master,
+    process::ProcessEngine,
     run,
     template::Surroundings,
 };
@@ -33,8 +35,8 @@ fn main() {
     arguments.test_threads = Some(1);
     let test = |name: &str, test: fn()| Trial::test(name, move || { test(); Ok(()) });
     let tests = vec![
-        test("containers_are_kept", || block_on(containers_are_kept())),
-        test("processes_are_kept", || block_on(processes_are_kept())),
+        test("containers_are_kept", containers_are_kept),
+        test("processes_are_kept", processes_are_kept),
         test("a_second_manager_is_refused", || block_on(a_second_manager_is_refused())),
     ];
     libtest_mimic::run(&arguments, tests).exit();
@@ -264,16 +266,24 @@ fn surroundings(cluster: &str, image: &str, isolated: bool) -> Surroundings {
     }
 }
 
-async fn containers_are_kept() {
-    let bench = Bench::new().await;
+/// The bench outlives the runtime of the scenario: a manager that a failed scenario leaves behind ends with
+/// that runtime, so that it makes nothing anew while the bench cleans up.
+fn containers_are_kept() {
+    let bench = block_on_with(Bench::new());
     let surroundings = surroundings(&bench.cluster, &bench.image, true);
-    Keeping { engine: Arc::new(bench.engine.clone()), master: Arc::default(), surroundings }.scenario().await;
+    block_on(async {
+        let engine = Arc::new(DockerEngine::connect().await.unwrap());
+        Keeping { engine, master: Arc::default(), surroundings }.scenario().await;
+    });
 }
 
-async fn processes_are_kept() {
+fn processes_are_kept() {
     let bench = ProcessBench::new();
-    let engine = Arc::new(bench.engine.clone());
-    Keeping { engine, master: Arc::default(), surroundings: surroundings(&bench.cluster, "", false) }.scenario().await;
+    let surroundings = surroundings(&bench.cluster, "", false);
+    block_on(async {
+        let engine = Arc::new(ProcessEngine::new(bench.state.path()).unwrap());
+        Keeping { engine, master: Arc::default(), surroundings }.scenario().await;
+    });
 }
 
 async fn a_second_manager_is_refused() {

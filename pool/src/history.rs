@@ -17,6 +17,8 @@ pub const REPEAT_US: u64 = 5_000_000;
 /// A container whose node the master has not seen for so long, from its start on, is replaced: its join
 /// token is used up or has ended, so waiting cannot help.
 pub const REGISTER_WITHIN_US: u64 = 120_000_000;
+/// The successor of a dead node waits so long for its name; if that cannot be freed, it gets another.
+pub const NAME_WITHIN_US: u64 = 10_000_000;
 /// Most exits kept for a master that does not take them; the oldest is dropped.
 pub const MAX_UNREPORTED: usize = 256;
 
@@ -33,8 +35,8 @@ pub struct History {
     pub(crate) orders: BTreeMap<String, Order>,
     /// Runtime ids whose end is accounted for.
     dealt: BTreeSet<String>,
-    /// Runtime ids that a plan removed: their going is no death.
-    pub(crate) removing: BTreeSet<String>,
+    /// Runtime ids that a plan removed, and since when: their going is no death.
+    pub(crate) removing: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -140,7 +142,7 @@ impl History {
             if known.is_some() {
                 self.lives.remove(&container.name);
             }
-            if !self.removing.contains(&container.id) {
+            if !self.removing.contains_key(&container.id) {
                 self.died(now_us, &container.name, container.age_us, exit.reason());
                 self.owe_report(now_us, container.id.clone(), container.name.clone(), node, exit.clone());
             }
@@ -151,7 +153,7 @@ impl History {
         let there: BTreeSet<&str> = observed.containers.iter().map(|container| container.id.as_str()).collect();
         let gone = self.lives.extract_if(.., |_, life| !there.contains(life.id.as_str()));
         for (name, life) in gone.collect::<Vec<_>>() {
-            if self.removing.contains(&life.id) {
+            if self.removing.contains_key(&life.id) {
                 continue;
             }
             let exit = Exit { detail: "its container was removed by somebody".to_owned(), ..Exit::default() };
@@ -198,7 +200,7 @@ impl History {
     fn forget(&mut self, now_us: u64, observed: &Observed) {
         let there: BTreeSet<&str> = observed.containers.iter().map(|container| container.id.as_str()).collect();
         self.dealt.retain(|id| there.contains(id.as_str()));
-        self.removing.retain(|id| there.contains(id.as_str()));
+        self.removing.retain(|id, _| there.contains(id.as_str()));
         self.orders.retain(|id, _| there.contains(id.as_str()));
         let lives = &self.lives;
         self.troubles.retain(|name, trouble| {

@@ -2,13 +2,13 @@
 
 use crate::{
     History, Naming,
-    history::{Order, REPEAT_US},
+    history::{NAME_WITHIN_US, Order, REPEAT_US},
     observed::{Container, Exit, Observed, State},
 };
 use protocol::{NodeId, node::NodeStatus};
 use std::{
     cmp::{Ordering, Reverse},
-    collections::BTreeSet,
+    collections::BTreeMap,
 };
 
 /// Most creations in flight at once: more do not come up sooner, they only load the engine.
@@ -87,7 +87,7 @@ pub fn plan(now_us: u64, desired: &Desired, observed: &Observed, history: &mut H
     report_exits(now_us, history, &mut actions);
 
     let busy = |name: &String| observed.creating.contains(name) || observed.ending.contains(name);
-    let (mut keep, mut draining) = (Vec::new(), Vec::new());
+    let (mut keep, mut draining, mut leaving) = (Vec::new(), Vec::new(), false);
     for container in observed.containers.iter().filter(|container| !busy(&container.name)) {
         history.settle_resumed(container);
         let dead = matches!(container.state, State::Exited(_) | State::Created);
@@ -96,10 +96,11 @@ pub fn plan(now_us: u64, desired: &Desired, observed: &Observed, history: &mut H
             history.give_up(now_us, &container.name);
         }
         if dead || lost_at_start {
-            remove(container, false, history, &mut actions);
-        } else if history.removing.contains(&container.id) {
+            remove(now_us, container, false, history, &mut actions);
+        } else if history.removing.contains_key(&container.id) {
             // An earlier removal did not work out.
-            remove(container, true, history, &mut actions);
+            remove(now_us, container, true, history, &mut actions);
+            leaving = true;
         } else if history.is_draining(&container.id) {
             draining.push(container);
         } else {
@@ -108,7 +109,8 @@ pub fn plan(now_us: u64, desired: &Desired, observed: &Observed, history: &mut H
         }
     }
 
-    let mut planner = Planner { now_us, desired, observed, history, actions };
+    let leaving = leaving || !draining.is_empty() || !observed.ending.is_empty();
+    let mut planner = Planner { now_us, desired, observed, history, leaving, actions };
     planner.adjust(keep, &mut draining);
     for container in draining {
         planner.go_on_draining(container);
@@ -131,8 +133,14 @@ fn report_exits(now_us: u64, history: &mut History, actions: &mut Vec<Action>) {
     }
 }
 
-fn remove(container: &Container, stop_first: bool, history: &mut History, actions: &mut Vec<Action>) {
-    history.removing.insert(container.id.clone());
+fn remove(
+    now_us: u64,
+    container: &Container,
+    stop_first: bool,
+    history: &mut History,
+    actions: &mut Vec<Action>,
+) {
+    history.removing.entry(container.id.clone()).or_insert(now_us);
     actions.push(Action::Remove { name: container.name.clone(), id: container.id.clone(), stop_first });
 }
 
@@ -154,6 +162,8 @@ struct Planner<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
     history: &'a mut History,
+    /// Whether some node is on its way out already.
+    leaving: bool,
     actions: Vec<Action>,
 }
 
@@ -167,8 +177,7 @@ impl Planner<'_> {
         let current = |container: &&Container| container.template == self.desired.template;
         let old = keep.iter().filter(|container| !current(container)).count();
         let changing = old > 0 && wanted > 0;
-        let ends_something = !draining.is_empty() || !self.observed.ending.is_empty();
-        let surge = usize::from(changing && !ends_something);
+        let surge = usize::from(changing && !self.leaving);
 
         let count = keep.len() + self.observed.creating.len();
         if count < wanted + surge {
@@ -177,7 +186,7 @@ impl Planner<'_> {
         }
         let too_many = if changing {
             let useful = old + keep.iter().filter(|c| current(c) && is_ready(c)).count();
-            let one = usize::from(useful > wanted && !ends_something);
+            let one = usize::from(useful > wanted && !self.leaving);
             count.saturating_sub(wanted + 1).max(one)
         } else {
             count.saturating_sub(wanted)
@@ -230,22 +239,41 @@ impl Planner<'_> {
         left
     }
 
-    /// The lowest free names. One that has to wait keeps its place: another name would get round the
-    /// back-off.
+    /// The lowest free names. One that has to wait keeps its place, because another name would get round the
+    /// back-off; so does one that a dead node is about to leave.
     fn create(&mut self, missing: usize) {
-        let there = self.observed.containers.iter().map(|container| &container.name);
         let observed = self.observed;
-        let used: BTreeSet<&String> =
-            there.chain(&observed.creating).chain(&observed.ending).chain(&observed.taken).collect();
+        let there: BTreeMap<&String, &Container> =
+            observed.containers.iter().map(|container| (&container.name, container)).collect();
         let mut room = MAX_CREATING.saturating_sub(observed.creating.len());
-        let names = (1..=u32::MAX).map(|n| self.desired.naming.name(n));
-        for name in names.filter(|name| !used.contains(name)).take(missing) {
+        let mut missing = missing;
+        for name in (1..=u32::MAX).map(|n| self.desired.naming.name(n)) {
+            if missing == 0 {
+                return;
+            }
+            if observed.creating.contains(&name) || observed.taken.contains(&name) {
+                continue;
+            }
+            let (free, soon) = match there.get(&name) {
+                None => (!observed.ending.contains(&name), true),
+                Some(container) => (false, self.leaves_its_name(container)),
+            };
+            if !free && !soon {
+                continue;
+            }
+            missing -= 1;
             let waits = self.history.not_before_us(&name).is_some_and(|until_us| self.now_us < until_us);
-            if room > 0 && !waits {
+            if free && room > 0 && !waits {
                 room -= 1;
                 self.actions.push(Action::Create { name });
             }
         }
+    }
+
+    /// Whether this container is being removed, and not for so long that it seems to be impossible.
+    fn leaves_its_name(&self, container: &Container) -> bool {
+        let since_us = self.history.removing.get(&container.id);
+        since_us.is_some_and(|since_us| self.now_us.saturating_sub(*since_us) < NAME_WITHIN_US)
     }
 
     /// Begins the end of a node: by a drain if the master knows it alive.
@@ -256,7 +284,7 @@ impl Planner<'_> {
                 self.history.orders.insert(container.id.clone(), order);
                 self.actions.push(Action::Drain { name: container.name.clone(), node: node.id });
             }
-            _ => remove(container, true, self.history, &mut self.actions),
+            _ => remove(self.now_us, container, true, self.history, &mut self.actions),
         }
     }
 
@@ -265,10 +293,10 @@ impl Planner<'_> {
         match &container.node {
             Some(node) => match node.status {
                 NodeStatus::Draining if node.running == 0 => {
-                    remove(container, true, self.history, &mut self.actions);
+                    remove(self.now_us, container, true, self.history, &mut self.actions);
                 }
                 NodeStatus::Lost | NodeStatus::Stopped => {
-                    remove(container, true, self.history, &mut self.actions);
+                    remove(self.now_us, container, true, self.history, &mut self.actions);
                 }
                 // Suspect: it may come back with its work, or be lost soon.
                 NodeStatus::Draining | NodeStatus::Suspect => {}
@@ -278,7 +306,7 @@ impl Planner<'_> {
                     }
                 }
             },
-            None => remove(container, true, self.history, &mut self.actions),
+            None => remove(self.now_us, container, true, self.history, &mut self.actions),
         }
     }
 }

@@ -72,7 +72,11 @@ fn serve(reads: bool) -> ! {
 }
 
 pub(crate) fn block_on(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+    block_on_with(test);
+}
+
+pub(crate) fn block_on_with<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
 /// A cluster name of this test's own; begins with `t-`, by which a left-over is known.
