@@ -3,7 +3,7 @@
 use crate::{
     History, Naming,
     history::{NAME_WITHIN_US, Order, REPEAT_US},
-    observed::{Container, Exit, Observed, State},
+    observed::{Container, Exit, NodeSeen, Observed, State},
 };
 use protocol::{NodeId, node::NodeStatus};
 use std::{
@@ -91,6 +91,10 @@ pub fn plan(now_us: u64, desired: &Desired, observed: &Observed, history: &mut H
     for container in observed.containers.iter().filter(|container| !busy(&container.name)) {
         history.settle_resumed(container);
         let dead = matches!(container.state, State::Exited(_) | State::Created);
+        if !dead && has_work(container) {
+            // A removal that did not work out, and meanwhile somebody gave the node work again.
+            history.removing.remove(&container.id);
+        }
         let lost_at_start = !dead && history.never_registered(now_us, container);
         if lost_at_start {
             history.give_up(now_us, &container.name);
@@ -151,6 +155,11 @@ fn resume_again(now_us: u64, container: &Container, history: &mut History, actio
         order.sent_us = now_us;
         actions.push(Action::Resume { name: container.name.clone(), node: node.id });
     }
+}
+
+fn has_work(container: &Container) -> bool {
+    let gone = |node: &NodeSeen| matches!(node.status, NodeStatus::Lost | NodeStatus::Stopped);
+    container.node.as_ref().is_some_and(|node| node.running > 0 && !gone(node))
 }
 
 fn is_ready(container: &Container) -> bool {
