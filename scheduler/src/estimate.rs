@@ -235,7 +235,8 @@ mod tests {
         assert!(!estimates.of("steady", Size::Class(0)).is_known());
         for turn in 0..20 {
             estimates.learn(&steady, Size::Class(0), 0.1, 0.5, 0.5);
-            estimates.learn(&wild, Size::Class(0), if turn % 2 == 0 { 0.001 } else { 10.0 }, 10.0, 1.0);
+            let wildly_s = if turn % 2 == 0 { 0.001 } else { 10.0 };
+            estimates.learn(&wild, Size::Class(0), wildly_s, wildly_s, 1.0);
         }
         let known = estimates.of("steady", Size::Class(0));
         assert!(known.is_known() && (known.cpu_s - 0.1).abs() < 1e-9 && (known.off_cpu_s - 0.3).abs() < 1e-9);

@@ -4,7 +4,8 @@ use super::state::Entry;
 use super::state::{KNOWN_US, Shape};
 use super::submit::{refuse, shape_of};
 use super::{
-    Attempt, Core, Effect, KindId, KindInfo, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskState, Timer,
+    Attempt, Core, Effect, KindId, KindInfo, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskId, TaskState,
+    Timer,
 };
 use crate::{
     effect::{Answer, Change, Order},
@@ -333,13 +334,7 @@ impl Core {
         }
     }
 
-    fn reconcile_run(
-        &mut self,
-        now: Now,
-        id: NodeId,
-        (task, run): (protocol::TaskId, RunId),
-        out: &mut Vec<Effect>,
-    ) {
+    fn reconcile_run(&mut self, now: Now, id: NodeId, (task, run): (TaskId, RunId), out: &mut Vec<Effect>) {
         let known = self.nodes.get(&id).and_then(|node| node.ledger.get(run));
         if known.is_some_and(|entry| entry.cancelling) {
             return self.order(id, Order::Cancel { run }, out);
@@ -401,33 +396,21 @@ impl Core {
     pub(super) fn exited(&mut self, now: Now, id: NodeId, exit: &ExitReport, out: &mut Vec<Effect>) {
         let Some(node) = self.nodes.get(&id).filter(|node| node.gone_us.is_none()) else { return };
         // The runtime blames memory also when only a child was killed, so its word counts with a kill only.
-        if exit.oom_killed && exit.exit_code.is_none_or(|code| code == KILLED) {
-            let rss =
-                |task| node.running.iter().find(|running| running.task == task).map_or(0, |r| r.rss_bytes);
-            let size = |entry: &crate::ledger::Entry| (rss(entry.task), entry.memory_bytes);
-            let largest = node.ledger.iter().max_by_key(|(_, entry)| size(entry));
-            if let Some((run, task)) = largest.map(|(run, entry)| (run, entry.task)) {
-                let message = "its node ran out of memory, and this was its largest task".to_owned();
-                let error = TaskError { code: ErrorCode::OutOfMemory, message };
-                self.settle(
-                    now,
-                    RunEnded {
-                        node: id,
-                        task,
-                        run,
-                        outcome: Outcome::Failed(error),
-                        result: None,
-                        run_ms: 0.0,
-                        cpu_ms: 0.0,
-                        sample: None,
-                    },
-                    out,
-                );
-            }
-        }
+        let charged = (exit.oom_killed && exit.exit_code.is_none_or(|code| code == KILLED))
+            .then(|| largest(node))
+            .flatten();
         let code = exit.exit_code.map(|code| format!(" with code {code}")).unwrap_or_default();
         let reason = if exit.reason.is_empty() { String::new() } else { format!(": {}", exit.reason) };
-        self.lose(now, id, &format!("its process exited{code}{reason}"), out);
+        let why = format!("its process exited{code}{reason}");
+        self.depart(now, id, NodeStatus::Lost, &why, out);
+        if let Some((run, task)) = charged {
+            let message = "its node ran out of memory, and this was its largest task".to_owned();
+            let outcome = Outcome::Failed(TaskError { code: ErrorCode::OutOfMemory, message });
+            let (run_ms, cpu_ms) = (0.0, 0.0);
+            let ended = RunEnded { node: id, task, run, outcome, result: None, run_ms, cpu_ms, sample: None };
+            self.settle(now, ended, out);
+        }
+        self.lose(now, id, &why, out);
     }
 
     pub(super) fn drain(&mut self, now: Now, id: NodeId, deadline_ms: Option<u64>, out: &mut Vec<Effect>) {
@@ -471,4 +454,12 @@ impl Core {
             self.touched.insert(id);
         }
     }
+}
+
+/// The run that takes most memory on a node, as last reported, else by what it asked for.
+fn largest(node: &Node) -> Option<(RunId, TaskId)> {
+    let rss = |task| node.running.iter().find(|running| running.task == task).map_or(0, |r| r.rss_bytes);
+    let wanted = node.ledger.iter().filter(|(_, entry)| !entry.cancelling);
+    let largest = wanted.max_by_key(|(_, entry)| (rss(entry.task), entry.memory_bytes));
+    largest.map(|(run, entry)| (run, entry.task))
 }
