@@ -62,6 +62,7 @@ impl Drop for CloseAtEnd {
 enum Woken {
     Message(Message),
     Outcome(Outcome),
+    WriterGone,
     Time,
     Stop,
 }
@@ -103,7 +104,8 @@ impl Actor {
             match self.wait(&mut mailbox, &stop).await {
                 Woken::Stop => break,
                 Woken::Time => {}
-                Woken::Outcome(outcome) => self.committed(outcome)?,
+                Woken::Outcome(outcome) => self.committed(outcome),
+                Woken::WriterGone => return Err(BrainError::WriterGone),
                 Woken::Message(message) => self.take(message),
             }
             self.drain(&mut mailbox);
@@ -132,7 +134,7 @@ impl Actor {
         };
         tokio::select! {
             () = stop.cancelled() => Woken::Stop,
-            Some(outcome) = self.outcomes.recv() => Woken::Outcome(outcome),
+            outcome = self.outcomes.recv() => outcome.map_or(Woken::WriterGone, Woken::Outcome),
             Some(message) = mailbox.recv(), if !choked => Woken::Message(message),
             () = timer => {
                 let late_us = due_us.map_or(0, |due| self.clock.mono_us().saturating_sub(due));
@@ -248,13 +250,12 @@ impl Actor {
     }
 
     /// A transaction is over.
-    fn committed(&mut self, outcome: Outcome) -> Result<(), BrainError> {
+    fn committed(&mut self, outcome: Outcome) {
         let now = now(&self.clock);
         match self.gathered.done(outcome, now.mono_us) {
             Told::Written(through) => self.step(now, Event::Written { through }),
             Told::Failed(through, why) => self.step(now, Event::WriteFailed { through, why }),
         }
-        Ok(())
     }
 
     /// Flushes the writes, with the answers that they bring, and closes the channels.
@@ -263,7 +264,9 @@ impl Actor {
         while !self.gathered.is_empty() {
             let outcome = match timeout_at(by, self.outcomes.recv()).await {
                 Ok(Some(outcome)) => outcome,
-                Ok(None) | Err(_) => return Err(BrainError::NotWritten { waiting: "results or states of tasks" }),
+                Ok(None) | Err(_) => {
+                    return Err(BrainError::NotWritten { waiting: "results or states of tasks" });
+                }
             };
             self.committed(outcome)?;
             self.perform();

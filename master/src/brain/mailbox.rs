@@ -104,10 +104,7 @@ fn weight(event: &Event) -> usize {
     }
 }
 
-async fn room(
-    semaphore: &Arc<Semaphore>,
-    bytes: usize,
-) -> Result<Option<OwnedSemaphorePermit>, Unavailable> {
+async fn room(semaphore: &Arc<Semaphore>, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Unavailable> {
     if bytes == 0 {
         return Ok(None);
     }

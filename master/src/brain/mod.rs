@@ -64,12 +64,13 @@ pub(crate) enum BrainError {
     /// A defect of ours.
     #[error("a defect stopped it: {0}")]
     Panicked(String),
-    /// What was accepted is on disk; what was not promised yet may be lost.
-    #[error("{waiting} could not be written before the end; see the errors of the store above")]
-    NotWritten {
-        /// How much.
-        waiting: &'static str,
-    },
+    /// A defect of ours as well: the store's own task has ended.
+    #[error("a defect stopped the task that writes to the store")]
+    WriterGone,
+    /// The store did not take the last writes. Nothing that was promised is lost, but tasks may run a second
+    /// time after the next start.
+    #[error("the last changes could not be written before the end; see the errors of the store above")]
+    NotWritten,
 }
 
 /// A handle on the brain; cheap to clone.

@@ -17,10 +17,9 @@ const MAX_BYTES: usize = 32 << 20;
 const CHOKE_BYTES: usize = 256 << 20;
 /// Bytes of a write beside its task's input and result.
 const OP_BYTES: usize = 512;
-/// The store is tried again this long after a failure, twice as long after each further one …
-const RETRY_FIRST_US: u64 = 100_000;
-/// … up to this.
-const RETRY_MAX_US: u64 = 2_000_000;
+/// After a failure the store is tried again no sooner than this, however many callers come. How long what
+/// was already accepted waits is the scheduler's business.
+const PAUSE_US: u64 = 100_000;
 /// What is old is forgotten this often …
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// … and, while there is more to forget, in steps this far apart, so that they never crowd commits out.
@@ -66,7 +65,7 @@ pub(super) struct Gathered {
     bytes: usize,
     in_flight: bool,
     last: WriteSeq,
-    failures: u32,
+    failing: bool,
     not_before_us: u64,
 }
 
@@ -119,17 +118,17 @@ impl Gathered {
         self.in_flight = false;
         match outcome.failed {
             None => {
-                if self.failures > 0 {
+                if std::mem::take(&mut self.failing) {
                     tracing::info!("the store takes writes again");
                 }
-                (self.failures, self.not_before_us) = (0, 0);
+                self.not_before_us = 0;
                 Told::Written(outcome.through)
             }
             Some(why) => {
-                tracing::error!(error = %why, failures = self.failures + 1, "the store refuses writes");
-                let pause = RETRY_FIRST_US.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX_US);
-                self.failures = self.failures.saturating_add(1);
-                self.not_before_us = now_us.saturating_add(pause);
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(error = %why, "the store refuses writes; new work is refused until it takes them");
+                }
+                self.not_before_us = now_us.saturating_add(PAUSE_US);
                 self.ops.clear();
                 self.bytes = 0;
                 Told::Failed(self.last, why)
@@ -195,20 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_voids_what_waits_and_the_next_try_comes_later_each_time() {
+    fn a_failure_voids_what_waits_and_the_next_try_comes_after_a_pause() {
         let mut writes = gathered(1..=1);
-        let mut now_us = 0;
-        for pause_us in [100_000, 200_000, 400_000, 800_000, 1_600_000, 2_000_000, 2_000_000] {
-            assert!(writes.next(now_us).is_some());
-            writes.push(WriteSeq(2), requeued(2));
-            let told = writes.done(Outcome { through: WriteSeq(1), failed: Some("full".to_owned()) }, now_us);
-            assert_eq!(told, Told::Failed(WriteSeq(2), "full".to_owned()));
-            assert!(writes.is_empty());
-            writes.push(WriteSeq(3), requeued(3));
-            assert_eq!(writes.wake_us(), Some(now_us + pause_us));
-            assert!(writes.next(now_us + pause_us - 1).is_none());
-            now_us += pause_us;
-        }
+        assert!(writes.next(0).is_some());
+        writes.push(WriteSeq(2), requeued(2));
+        let told = writes.done(Outcome { through: WriteSeq(1), failed: Some("full".to_owned()) }, 50);
+        assert_eq!(told, Told::Failed(WriteSeq(2), "full".to_owned()));
+        assert!(writes.is_empty());
+        writes.push(WriteSeq(3), requeued(3));
+        assert_eq!(writes.wake_us(), Some(50 + PAUSE_US));
+        assert!(writes.next(49 + PAUSE_US).is_none());
+        assert!(writes.next(50 + PAUSE_US).is_some());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod sqlite;
 mod write;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 
 use futures_util::future::BoxFuture;
 use protocol::{TaskId, Timestamp, auth::TokenInfo, pool::PoolSpec, task::Task};

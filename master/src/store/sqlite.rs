@@ -69,8 +69,7 @@ impl Sqlite {
             .pragma("journal_size_limit", WAL_KEPT_BYTES.to_string())
             .disable_statement_logging();
         let open = "open the database";
-        let mut writer =
-            within(open, options.connect()).await?.map_err(StoreError::database(open))?;
+        let mut writer = within(open, options.connect()).await?.map_err(StoreError::database(open))?;
         migrate(&mut writer, &file).await?;
         let epoch = next_epoch(&mut writer).await?;
         let readers = SqlitePoolOptions::new()
@@ -126,14 +125,14 @@ impl Sqlite {
         let mut writer = self.writer().await;
         let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
         let old = now.0.saturating_sub_unsigned(KEPT_MS);
-        let mut removed = 0;
+        let mut removed = 0_u64;
         for sql in [
             "DELETE FROM idempotency_keys WHERE (client, key) IN
                  (SELECT client, key FROM idempotency_keys WHERE submitted_at < ?1 LIMIT ?2)",
             "DELETE FROM nodes WHERE id IN (SELECT id FROM nodes WHERE gone_at < ?1 LIMIT ?2)",
         ] {
             let query = sqlx::query(sql).bind(old).bind(FORGET_ROWS);
-            removed = removed.max(query.execute(&mut *transaction).await.map_err(&failed)?.rows_affected());
+            removed += query.execute(&mut *transaction).await.map_err(&failed)?.rows_affected();
         }
         let sql = "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count)";
         let pages: i64 = sqlx::query_scalar(sql).fetch_one(&mut *transaction).await.map_err(&failed)?;
@@ -141,25 +140,32 @@ impl Sqlite {
             .fetch_one(&mut *transaction)
             .await
             .map_err(&failed)?;
-        let full = pages.saturating_mul(size).cast_unsigned() > self.max_bytes;
+        let mut excess = pages.saturating_mul(size).saturating_sub_unsigned(self.max_bytes);
         // Too full: whatever is the oldest, however young.
-        let before = if full { i64::MAX } else { old };
-        let chosen = "SELECT id FROM tasks WHERE state >= 2 AND finished_at < ?1
-                      ORDER BY finished_at LIMIT ?2";
-        let ids: Vec<Vec<u8>> = sqlx::query_scalar(chosen)
+        let before = if excess > 0 { i64::MAX } else { old };
+        let sql = "SELECT id, finished_at, octet_length(shown) + ifnull(octet_length(input), 0)
+                       + ifnull(octet_length(result), 0)
+                   FROM tasks WHERE state >= 2 AND finished_at < ?1 ORDER BY finished_at LIMIT ?2";
+        let oldest: Vec<(Vec<u8>, i64, i64)> = sqlx::query_as(sql)
             .bind(before)
             .bind(FORGET_ROWS)
             .fetch_all(&mut *transaction)
             .await
             .map_err(&failed)?;
-        for id in &ids {
+        for (id, finished_at, bytes) in &oldest {
+            if *finished_at >= old && excess <= 0 {
+                break;
+            }
             for sql in ["DELETE FROM task_labels WHERE task = ?1", "DELETE FROM tasks WHERE id = ?1"] {
                 let query = sqlx::query(sql).bind(id.clone());
                 query.execute(&mut *transaction).await.map_err(&failed)?;
             }
+            excess = excess.saturating_sub(*bytes);
+            removed += 1;
         }
         transaction.commit().await.map_err(&failed)?;
-        Ok(removed >= FORGET_ROWS.cast_unsigned() || ids.len() as u64 >= FORGET_ROWS.cast_unsigned())
+        // Where nothing was left to remove, looking again would find nothing either.
+        Ok(removed > 0)
     }
 }
 
@@ -193,8 +199,10 @@ impl Store for Sqlite {
         Box::pin(async move {
             let what = "store a token";
             let sql = "INSERT OR REPLACE INTO tokens (id, hash, info) VALUES (?1, ?2, ?3)";
-            let query =
-                sqlx::query(sql).bind(write::id_bytes(info.id)).bind(hash.to_vec()).bind(write::json(what, info)?);
+            let query = sqlx::query(sql)
+                .bind(write::id_bytes(info.id))
+                .bind(hash.to_vec())
+                .bind(write::json(what, info)?);
             self.execute(what, query).await
         })
     }
@@ -259,7 +267,8 @@ async fn within<T>(what: &'static str, work: impl Future<Output = T>) -> Result<
 }
 
 fn private_file(path: &Path) -> Result<File, StoreError> {
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     opened.map_err(|source| StoreError::Files { path: path.to_owned(), source })
 }
 

@@ -66,9 +66,8 @@ pub(super) async fn apply(db: &mut SqliteConnection, needed: Needed<'_>) -> Resu
         Needed::Whole(Op::TaskEnded { task, client }) => ended(db, task, *client).await,
         Needed::Whole(Op::NodeRegistered(record)) => node_registered(db, record).await,
         Needed::Whole(Op::NodeGone { node, at }) => {
-            let query = sqlx::query("UPDATE nodes SET gone_at = ?2 WHERE id = ?1")
-                .bind(id_bytes(node.0))
-                .bind(at.0);
+            let query =
+                sqlx::query("UPDATE nodes SET gone_at = ?2 WHERE id = ?1").bind(id_bytes(node.0)).bind(at.0);
             query.execute(db).await.map_err(StoreError::database("store that a node is gone")).map(drop)
         }
     }
