@@ -25,10 +25,10 @@ mod pools;
 mod run;
 mod server;
 mod stall;
-mod template_kinds;
 mod store;
+mod template_kinds;
 
-pub use config::{Config, Error};
 pub use api::routes::{RouteInfo, routes};
+pub use config::{Config, Error};
 pub use run::run;
 pub use store::StoreError;

@@ -89,7 +89,7 @@ struct Offered {
     submission: Box<Submission>,
 }
 
-type NextAnswer = BoxFuture<'static, (Box<Offered>, Option<Answer>, Replies)>;
+type NextAnswer = BoxFuture<'static, (Offered, Option<Answer>, Replies)>;
 
 struct Stream {
     app: App,
@@ -99,7 +99,7 @@ struct Stream {
     out: Outflow,
     pending: FuturesUnordered<NextAnswer>,
     // Lines that found the queue full.
-    refused: Vec<Box<Offered>>,
+    refused: Vec<Offered>,
 }
 
 impl Stream {
@@ -155,12 +155,12 @@ impl Stream {
         let name = line.r#ref.take();
         let client = self.principal.client();
         match submission(&self.app, client, self.mode, line).await {
-            Ok(submission) => self.offer(Box::new(Offered { number, name, submission })).await,
+            Ok(submission) => self.offer(Offered { number, name, submission }).await,
             Err(problem) => self.fault(number, name, problem),
         }
     }
 
-    async fn offer(&mut self, mut offered: Box<Offered>) {
+    async fn offer(&mut self, mut offered: Offered) {
         let (reply, replies) = self.app.reply();
         offered.submission.reply = reply;
         let event = Event::Submit(offered.submission.clone());
@@ -170,7 +170,7 @@ impl Stream {
         }
     }
 
-    fn expect(&self, offered: Box<Offered>, mut replies: Replies) {
+    fn expect(&self, offered: Offered, mut replies: Replies) {
         let next = async move {
             let answer = replies.next().await;
             (offered, answer, replies)
@@ -179,7 +179,7 @@ impl Stream {
     }
 
     /// Passes an answer on; true if the queue was full, so that the line has to wait.
-    fn answered(&mut self, offered: Box<Offered>, answer: Option<Answer>, replies: Replies) -> bool {
+    fn answered(&mut self, offered: Offered, answer: Option<Answer>, replies: Replies) -> bool {
         let (number, name) = (offered.number, offered.name.clone());
         match answer {
             Some(Answer::Accepted(task)) => {

@@ -59,7 +59,7 @@ impl Lines {
         let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let (length, line_end) = match end {
             Some(at) => (self.scanned + at, 1),
-            None if self.ended && !(self.buffer.is_empty() && !self.skipping) => (self.buffer.len(), 0),
+            None if self.ended && (self.skipping || !self.buffer.is_empty()) => (self.buffer.len(), 0),
             None => {
                 if self.skipping || self.buffer.len() > self.most {
                     self.skipping = true;

@@ -218,3 +218,13 @@ async fn a_full_queue_stops_the_reading_and_loses_nothing() {
     node.await.unwrap();
     master.stop().await;
 }
+
+#[tokio::test]
+async fn an_open_stream_does_not_keep_a_master_from_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let mut batch = Batch::open(&master, "").await;
+    batch.line(&fib("a")).await;
+    batch.begun().await;
+    master.stop().await;
+}

@@ -336,3 +336,44 @@ async fn a_full_queue_is_429_and_says_when_to_come_back() {
     master.submit("", FIB).await;
     master.stop().await;
 }
+
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_its_memory_task_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let mut node = Node::join(&master, "n-1").await;
+    let caller = async {
+        let reply = master.call("POST", "/v1/tasks?wait=20s", FIB).await;
+        panic!("nobody answers this: {reply:?}");
+    };
+    let run = tokio::select! {
+        () = caller => unreachable!(),
+        (run, _) = node.next_run() => run,
+    };
+    // The connection is closed by now, and no 202 was sent: nothing was promised.
+    loop {
+        if let ToNode::Cancel(cancel) = node.next().await {
+            assert_eq!(cancel.runs, [run.run]);
+            break;
+        }
+    }
+    let task = master.finished(&run.task.to_string()).await;
+    assert_eq!(task["state"], "cancelled", "{task}");
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn long_polls_do_not_keep_a_master_from_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let id = master.submit("", FIB).await["id"].as_str().unwrap().to_owned();
+    let mut poll = tokio::net::TcpStream::connect(master.address).await.unwrap();
+    let request = format!(
+        "GET /v1/tasks/{id}?wait=300s HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n",
+        master.admin
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut poll, request.as_bytes()).await.unwrap();
+    let begun = std::time::Instant::now();
+    master.stop().await;
+    assert!(begun.elapsed() < PATIENCE / 2);
+}
