@@ -262,13 +262,8 @@ impl Actor {
     async fn end(&mut self) -> Result<(), BrainError> {
         let by = Instant::now() + FLUSH;
         while !self.gathered.is_empty() {
-            let outcome = match timeout_at(by, self.outcomes.recv()).await {
-                Ok(Some(outcome)) => outcome,
-                Ok(None) | Err(_) => {
-                    return Err(BrainError::NotWritten { waiting: "results or states of tasks" });
-                }
-            };
-            self.committed(outcome)?;
+            let outcome = timeout_at(by, self.outcomes.recv()).await.map_err(|_| BrainError::NotWritten)?;
+            self.committed(outcome.ok_or(BrainError::WriterGone)?);
             self.perform();
         }
         self.channels.close_all(&CloseReason::GoingAway);
