@@ -165,7 +165,7 @@ pub(crate) async fn down(global: &Global, args: &DownArgs) -> Result<(), Failure
             Err(_) => {}
         }
     }
-    forget(&state)?;
+    forget(&state).await?;
     if removed == 0 {
         output::say(format_args!("nothing of cluster {} was there", global.cluster));
     }

@@ -38,8 +38,8 @@ use service::{
     token,
 };
 use std::{
-    fs,
-    net::{IpAddr, SocketAddr},
+    fs, io,
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -120,6 +120,7 @@ impl Cluster {
         service::state::check_cluster(&wish.cluster)?;
         let runtime = runtime::choose(wish.runtime, state).await?;
         refuse_second(&runtime, &wish.cluster, state).await?;
+        refuse_taken_address(wish.listen)?;
         state.create()?;
         let client = client_with(&url_of(wish.listen), admin_token(state)?.expose())?;
         let mut cluster = Self {
@@ -369,7 +370,7 @@ impl Cluster {
     pub(crate) async fn take_down(mut self) -> Result<(), Failure> {
         self.stop_manager().await;
         prune(&self.runtime, &self.name).await?;
-        forget(&self.state)
+        forget(&self.state).await
     }
 }
 
@@ -406,6 +407,17 @@ fn admin_token(state: &StateDir) -> Result<Secret, Failure> {
     Ok(fresh)
 }
 
+/// Said before anything is made: the usual reason why a cluster does not come up.
+fn refuse_taken_address(listen: SocketAddr) -> Result<(), Failure> {
+    match TcpListener::bind(listen) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Failure::Usage(format!(
+            "{listen} is in use by another program; choose another address by --listen, as 127.0.0.1:7401"
+        ))),
+        // Anything else may be right for a daemon that runs elsewhere.
+        _ => Ok(()),
+    }
+}
+
 /// A cluster that is up is not brought up again. What is left of one that has ended (after a restart of the
 /// host, say) makes room: containers are replaced, never restarted; the state stays.
 async fn refuse_second(runtime: &Runtime, cluster: &str, state: &StateDir) -> Result<(), Failure> {
@@ -428,24 +440,33 @@ async fn refuse_second(runtime: &Runtime, cluster: &str, state: &StateDir) -> Re
 ///
 /// # Errors
 /// What cannot be removed.
-pub(crate) fn forget(state: &StateDir) -> Result<(), Failure> {
+pub(crate) async fn forget(state: &StateDir) -> Result<(), Failure> {
     for name in [CONTEXT_FILE, ADMIN_TOKEN_FILE, runtime::RUNTIME_FILE] {
         state.remove(name)?;
     }
-    owner::forget(state)?;
     for folder in [runtime::PROCESSES, specs::MASTER_FOLDER] {
-        remove_folder(&state.file(folder))?;
+        remove_folder(&state.file(folder)).await?;
     }
+    // Last, because a `down` waits for this.
+    owner::forget(state)?;
     // Only succeeds if it is empty: what somebody else put there stays.
     let _ = fs::remove_dir(state.path());
     Ok(())
 }
 
-fn remove_folder(path: &Path) -> Result<(), Failure> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::Other(format!("{} cannot be removed: {error}", path.display())))
+/// Removes a folder with all that is in it. The end of a process that was just killed may still be written
+/// down there, so it is tried for a second.
+async fn remove_folder(path: &Path) -> Result<(), Failure> {
+    let mut tries = 10;
+    loop {
+        match fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) if tries > 0 => tries -= 1,
+            Err(error) => {
+                return Err(Failure::Other(format!("{} cannot be removed: {error}", path.display())));
+            }
         }
-        _ => Ok(()),
+        tokio::time::sleep(LOOK).await;
     }
 }
