@@ -31,8 +31,9 @@ pub const SESSION_US: u64 = 24 * 3_600 * 1_000_000;
 pub const SHOWN_US: u64 = 60_000_000;
 /// How much work may be prefetched per slot, in seconds: what hides a round trip.
 const PREFETCH_S: f64 = 0.001;
-/// Most tasks prefetched per slot.
-const MOST_PREFETCH: u32 = 32;
+/// Most tasks prefetched, or one per slot if there are more: what every node lets wait (`max_waiting` of the
+/// session's node side); more would come back as refused.
+const MOST_PREFETCH: u32 = 16;
 
 /// The node's work channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub struct Node {
     pub gone_us: Option<u64>,
     /// Whether an operator removed it: it is not shown, and its session is over.
     pub removed: bool,
+    /// Whether there is evidence that its process is dead: what still trickles in is no sign of life.
+    pub exited: bool,
     /// Rule 1.
     pub capacity: Capacity,
     /// Rule 3.
@@ -133,6 +136,7 @@ impl Node {
             drains_itself: false,
             gone_us: None,
             removed: false,
+            exited: false,
             capacity: Capacity::new(record.registration.allotted_cores, median_loss),
             ledger: Ledger::default(),
             health: Health::default(),
@@ -216,9 +220,10 @@ impl Node {
         if length_s >= PREFETCH_S || self.health.slots(slots, now_us) < slots {
             return false;
         }
-        // At most 32, so the cast is exact.
-        let ahead = (PREFETCH_S / length_s.max(1e-6)).clamp(1.0, f64::from(MOST_PREFETCH)) as u32;
-        self.ledger.slots() < slots + ahead * slots
+        // At most 1,000, so the cast is exact.
+        let per_slot = (PREFETCH_S / length_s.max(1e-6)).clamp(1.0, 1e3) as u32;
+        let ahead = (per_slot * slots).min(slots.max(MOST_PREFETCH));
+        self.ledger.slots() < slots + ahead
             && self.ledger.iter().all(|(_, entry)| {
                 let estimate = entry.estimate;
                 estimate.is_known() && estimate.cpu_s + estimate.off_cpu_s < PREFETCH_S && !entry.cancelling

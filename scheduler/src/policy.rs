@@ -65,6 +65,6 @@ mod tests {
         for policy in Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
         }
-        assert!("fastest".parse::<Policy>().unwrap_err().contains("finish-time"));
+        assert!("fastest".parse::<Policy>().is_err_and(|why| why.contains("finish-time")));
     }
 }

@@ -255,5 +255,5 @@ fn only_tasks_shorter_than_a_round_trip_are_sent_ahead() {
     let (task, run) = first.unwrap();
     world.end(one, task, run, Outcome::Succeeded);
     let running = world.core.node(one, world.now()).unwrap().running;
-    assert!((2..=33).contains(&running), "{running}");
+    assert!((2..=17).contains(&running), "{running}");
 }

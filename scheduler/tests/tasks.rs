@@ -194,7 +194,7 @@ fn out_of_memory_is_tried_once_more_where_more_memory_is_free() {
 }
 
 #[test]
-fn an_error_is_tried_again_only_if_named_and_a_results_rest_is_kept() {
+fn an_error_is_tried_again_only_if_named() {
     let mut world = World::default();
     world.join(1, 1.0);
     let (plain, _) = world.submit(burn(100));
@@ -373,18 +373,24 @@ fn while_the_store_fails_submits_are_refused_and_results_stay_with_their_nodes()
 }
 
 #[test]
-fn a_memory_task_survives_a_failing_store_but_cannot_be_promised() {
+fn a_memory_task_whose_store_fails_goes_on_while_its_caller_waits_and_is_cancelled_when_refused() {
     let mut world = World::default();
+    world.join(1, 2.0);
+    world.pass_ms(100, &[node(1)]);
+    let (patient, answered) = world.submit_memory(burn(10), 30_000);
     world.store_works = false;
-    let (task, reply) = world.submit_memory(burn(10), 150);
-    world.pass_ms(200, &[]);
+    world.pass_ms(800, &[node(1)]);
+    let (hasty, refused) = world.submit_memory(burn(10), 150);
+    world.pass_ms(200, &[node(1)]);
     world.fail();
-    assert!(matches!(world.refusal(reply), Refusal::StoreFailed { .. }));
-    world.store_works = true;
-    world.join(1, 1.0);
+    assert!(matches!(world.refusal(refused), Refusal::StoreFailed { .. }));
+    assert!(world.cancelled(world.run_of(hasty).unwrap().1));
+    world.succeed(patient);
+    assert_eq!(world.finished(answered).state, TaskState::Succeeded);
+    assert!(!world.committed(world.run_of(patient).unwrap().1));
     world.pass_ms(1_000, &[node(1)]);
-    world.succeed(task);
-    assert_eq!(world.state(task), TaskState::Succeeded);
+    world.commit();
+    assert!(world.committed(world.run_of(patient).unwrap().1));
 }
 
 #[test]

@@ -4,12 +4,13 @@
 //! While the store fails, changes of tasks that were accepted wait in order and are written again after
 //! a pause; results stay with their nodes meanwhile. New `disk` tasks are tried at once and refused.
 
-use super::state::{Entry, Stored};
+use super::state::{Entry, Stored, Want};
 use super::submit::refuse;
-use super::{Core, Effect, Now, Refusal, TaskId, Timer};
+use super::{Core, Effect, Now, Refusal, ReplyId, TaskId, Timer};
 use crate::{
     effect::{Answer, Order, WriteSeq},
     record::Op,
+    task::Phase,
 };
 
 /// First pause before the store is tried again, in microseconds.
@@ -59,7 +60,7 @@ impl Core {
     fn accepted(&mut self, now: Now, id: TaskId, out: &mut Vec<Effect>) {
         let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return };
         live.stored = Stored::Yes;
-        if live.life.current().is_none() && live.item.is_none() && live.durable {
+        if live.life.phase() == Phase::Accepting {
             live.life.accepted();
             self.accepting -= 1;
             self.accepted_rate.count(now.mono_us);
@@ -97,7 +98,7 @@ impl Core {
         for op in void.into_iter().rev() {
             self.store.void.push_front(op);
         }
-        self.refuse_waiting(why, out);
+        self.refuse_waiting(now, why, out);
         let refused = |reply| Effect::Answer {
             reply,
             answer: Answer::Refused(Refusal::StoreFailed { why: why.to_owned() }),
@@ -126,35 +127,32 @@ impl Core {
         }
     }
 
-    /// Callers of `memory` tasks whose wait is over cannot be promised anything now: refused, and their
-    /// task goes on as long as others wait for it.
-    fn refuse_waiting(&mut self, why: &str, out: &mut Vec<Effect>) {
-        use super::state::Want;
-        let waiting: Vec<_> = self
-            .store
-            .void
-            .iter()
-            .filter_map(|op| match op {
-                Op::TaskAccepted(record) => Some(record.id),
-                _ => None,
-            })
-            .collect();
-        for id in waiting {
+    /// Callers of `memory` tasks whose wait is over cannot be promised anything now: they are refused. A task
+    /// whose submitter is refused is cancelled, since they will submit it again.
+    fn refuse_waiting(&mut self, now: Now, why: &str, out: &mut Vec<Effect>) {
+        let accepting = self.store.void.iter().filter_map(|op| match op {
+            Op::TaskAccepted(record) => Some(record.id),
+            _ => None,
+        });
+        for id in accepting.collect::<Vec<_>>() {
             let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { continue };
-            let (due, rest) = std::mem::take(&mut live.waiters)
-                .into_iter()
-                .partition::<Vec<_>, _>(|waiter| waiter.1 == Want::Due);
+            let waiters = std::mem::take(&mut live.waiters);
+            let (due, rest): (Vec<_>, _) = waiters.into_iter().partition(|waiter| waiter.1 == Want::Due);
             live.waiters = rest;
-            for (reply, want) in due {
-                self.drop_wait(reply, want);
-                refuse(reply, Refusal::StoreFailed { why: why.to_owned() }, out);
+            let owner = live.owner.filter(|_| !live.promised).map(|owner| owner.0);
+            for (reply, want) in &due {
+                self.drop_wait(*reply, *want);
+                refuse(*reply, Refusal::StoreFailed { why: why.to_owned() }, out);
+            }
+            if due.iter().any(|(reply, _)| Some(*reply) == owner) {
+                self.end_cancelled(now, id, "the store refuses writes, so it could not be promised", out);
             }
         }
     }
 
-    fn drop_wait(&mut self, reply: crate::event::ReplyId, want: super::state::Want) {
+    fn drop_wait(&mut self, reply: ReplyId, want: Want) {
         self.replies.remove(&reply);
-        if let super::state::Want::Until { until_us } = want {
+        if let Want::Until { until_us } = want {
             self.timers.remove(&(until_us, Timer::Until(reply)));
         }
     }

@@ -8,7 +8,7 @@ use super::state::{Entry, Stored};
 use super::{Attempt, Class, Core, Effect, NodeId, Now, RunId, TaskId, TaskState, Timer};
 use crate::{
     effect::Order,
-    explain::Decision,
+    explain::{Decision, MOST_CANDIDATES},
     health::PROVEN_AFTER_US,
     ledger,
     placement::{self, Choice, Seen},
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 /// Classes that a freed slot looks at.
 const MOST_CLASSES: usize = 16;
-/// Free nodes that a task looks at.
+/// Free nodes that are tried for a fit; at most 16 that fit are held against each other.
 const MOST_FREE: usize = 64;
 /// Busy nodes that a task looks at.
 const MOST_BUSY: usize = 8;
@@ -162,15 +162,18 @@ impl Core {
     ) -> Vec<Seen> {
         // The rivals are compared as they are written: they look at every node.
         let most = if self.config.policy == Policy::FinishTime { MOST_FREE } else { usize::MAX };
+        let candidates = if self.config.policy == Policy::FinishTime { MOST_CANDIDATES } else { usize::MAX };
         let mut ids = self.index.free(class.kind, most);
-        ids.extend(at.filter(|at| !ids.contains(at)));
+        // The node that changed comes first, so that it is among the candidates.
+        ids.retain(|id| at != Some(*id));
+        ids.splice(..0, at);
         let see = |id: &NodeId, only_free: bool| {
             let node = self.nodes.get(id)?;
             let can_take = node.can_take(class, length_s, now.mono_us);
             (can_take || !only_free && node.could_take(class) && node.reserved.is_none())
                 .then(|| Seen::look(node, class, estimate, can_take, now.mono_us))
         };
-        let mut seen: Vec<_> = ids.iter().filter_map(|id| see(id, true)).collect();
+        let mut seen: Vec<_> = ids.iter().filter_map(|id| see(id, true)).take(candidates).collect();
         if seen.is_empty() {
             return seen;
         }

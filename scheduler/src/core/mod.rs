@@ -1,11 +1,13 @@
 //! The state, and the one function that changes it.
 //!
 //! Parts: [`submit`] accepts tasks and attaches callers, [`commit`] keeps the order of write and answer,
-//! [`runs`] follows a task's runs and ends it, [`nodes`] follows nodes, [`dispatch`] brings the two
+//! [`runs`] follows a task's runs and [`end`] ends it, [`nodes`] and [`channel`] follow nodes, [`dispatch`] brings the two
 //! together, [`read`] shows all of it.
 
+mod channel;
 mod commit;
 mod dispatch;
+mod end;
 mod nodes;
 mod read;
 mod runs;
