@@ -33,53 +33,49 @@ pub(crate) const KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// of what is on disk; writing it again is harmless.
 pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A call under way.
+pub(crate) type Doing<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+/// A task that has ended, and who submitted it.
+pub(crate) type EndedTask = (Arc<Task>, ClientId);
+/// The hash of a token's secret, and what is known of the token.
+pub(crate) type StoredToken = ([u8; 32], TokenInfo);
+/// Name, revision and spec of a pool.
+pub(crate) type StoredPool = (String, u64, PoolSpec);
+
 /// What outlives the process. Every call ends within [`STORE_TIMEOUT`] or fails with [`StoreError::Timeout`].
 pub(crate) trait Store: Send + Sync {
     /// Writes all of these in one transaction, in order, and waits until they are on disk.
-    fn commit<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn commit<'a>(&'a self, ops: &'a [Op]) -> Doing<'a, ()>;
 
     /// A task that has ended, whole.
-    fn ended_task(&self, id: TaskId) -> BoxFuture<'_, Result<Option<(Arc<Task>, ClientId)>, StoreError>>;
+    fn ended_task(&self, id: TaskId) -> Doing<'_, Option<EndedTask>>;
 
     /// Tasks that have ended and match, newest id first; without `full` their `input` and `result` are
     /// left out. With it one task may have 2 MiB, so the caller keeps `filter.limit` low.
-    fn ended_tasks<'a>(
-        &'a self,
-        filter: &'a TaskFilter,
-        full: bool,
-    ) -> BoxFuture<'a, Result<Vec<(Arc<Task>, ClientId)>, StoreError>>;
+    fn ended_tasks<'a>(&'a self, filter: &'a TaskFilter, full: bool) -> Doing<'a, Vec<EndedTask>>;
 
     /// Keeps a token, by the hash of its secret. One with the same id or hash is replaced.
-    fn put_token<'a>(
-        &'a self,
-        hash: &'a [u8; 32],
-        info: &'a TokenInfo,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn put_token<'a>(&'a self, hash: &'a [u8; 32], info: &'a TokenInfo) -> Doing<'a, ()>;
 
     /// Forgets a token; no error if there is none.
-    fn remove_token(&self, id: uuid::Uuid) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn remove_token(&self, id: uuid::Uuid) -> Doing<'_, ()>;
 
     /// All tokens with the hashes of their secrets, expired ones included.
-    fn tokens(&self) -> BoxFuture<'_, Result<Vec<([u8; 32], TokenInfo)>, StoreError>>;
+    fn tokens(&self) -> Doing<'_, Vec<StoredToken>>;
 
     /// Keeps a pool. A lower revision than the stored one changes nothing.
-    fn put_pool<'a>(
-        &'a self,
-        name: &'a str,
-        revision: u64,
-        spec: &'a PoolSpec,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn put_pool<'a>(&'a self, name: &'a str, revision: u64, spec: &'a PoolSpec) -> Doing<'a, ()>;
 
     /// All pools: name, revision, spec.
-    fn pools(&self) -> BoxFuture<'_, Result<Vec<(String, u64, PoolSpec)>, StoreError>>;
+    fn pools(&self) -> Doing<'_, Vec<StoredPool>>;
 
     /// Whether a transaction gets through to the disk now. Tried at most once a second; calls in between
     /// get the last outcome.
-    fn check_writable(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn check_writable(&self) -> Doing<'_, ()>;
 
     /// One bounded step of forgetting: what has been kept for [`KEPT_MS`], and the oldest ended tasks
     /// while the store is over its size. Says whether there is more to forget.
-    fn forget(&self, now: Timestamp) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn forget(&self, now: Timestamp) -> Doing<'_, bool>;
 }
 
 /// A store that was opened, and what it had.

@@ -1,6 +1,6 @@
 //! What is read back, row by row.
 
-use super::{KEPT_MS, StoreError, write};
+use super::{EndedTask, KEPT_MS, StoreError, StoredPool, StoredToken, write};
 use futures_util::TryStreamExt as _;
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
@@ -132,7 +132,7 @@ async fn keys(db: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Key>, Sto
 pub(super) async fn ended_task(
     db: &mut SqliteConnection,
     id: TaskId,
-) -> Result<Option<(Arc<Task>, ClientId)>, StoreError> {
+) -> Result<Option<EndedTask>, StoreError> {
     let sql = "SELECT client, shown, input, result FROM tasks WHERE id = ?1 AND state >= 2";
     let row = sqlx::query(sql)
         .bind(write::id_bytes(id.0))
@@ -142,7 +142,7 @@ pub(super) async fn ended_task(
     row.as_ref().map(|row| shown(row, true)).transpose()
 }
 
-fn shown(row: &SqliteRow, full: bool) -> Result<(Arc<Task>, ClientId), StoreError> {
+fn shown(row: &SqliteRow, full: bool) -> Result<EndedTask, StoreError> {
     let row = Reader { row, what: "an ended task" };
     let mut task: Task = row.json("shown")?;
     if full {
@@ -195,7 +195,7 @@ pub(super) async fn ended_tasks(
     db: &mut SqliteConnection,
     filter: &TaskFilter,
     full: bool,
-) -> Result<Vec<(Arc<Task>, ClientId)>, StoreError> {
+) -> Result<Vec<EndedTask>, StoreError> {
     if filter.state.is_some_and(|state| !state.is_terminal()) {
         return Ok(Vec::new());
     }
@@ -220,9 +220,7 @@ pub(super) async fn ended_tasks(
 }
 
 /// All tokens.
-pub(super) async fn tokens(
-    db: &mut SqliteConnection,
-) -> Result<Vec<([u8; 32], protocol::auth::TokenInfo)>, StoreError> {
+pub(super) async fn tokens(db: &mut SqliteConnection) -> Result<Vec<StoredToken>, StoreError> {
     let rows = sqlx::query("SELECT hash, info FROM tokens ORDER BY id")
         .fetch_all(db)
         .await
@@ -235,9 +233,7 @@ pub(super) async fn tokens(
 }
 
 /// All pools.
-pub(super) async fn pools(
-    db: &mut SqliteConnection,
-) -> Result<Vec<(String, u64, protocol::pool::PoolSpec)>, StoreError> {
+pub(super) async fn pools(db: &mut SqliteConnection) -> Result<Vec<StoredPool>, StoreError> {
     let rows = sqlx::query("SELECT name, revision, spec FROM pools ORDER BY name")
         .fetch_all(db)
         .await

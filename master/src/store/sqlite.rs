@@ -3,12 +3,13 @@
 //! One connection writes, so that transactions never wait for each other's locks; a few read-only ones read
 //! beside it (WAL). `synchronous=FULL` makes every commit an `fsync` (sqlite.org/pragma.html#pragma_synchronous).
 
-use super::{KEPT_MS, STORE_TIMEOUT, Store, StoreError, needed::needed, read, write};
-use futures_util::future::BoxFuture;
-use protocol::{TaskId, Timestamp, auth::TokenInfo, pool::PoolSpec, task::Task};
+use super::{
+    Doing, EndedTask, KEPT_MS, STORE_TIMEOUT, Store, StoreError, StoredPool, StoredToken, needed::needed,
+    read, write,
+};
+use protocol::{TaskId, Timestamp, auth::TokenInfo, pool::PoolSpec};
 use scheduler::{
     TaskFilter,
-    event::ClientId,
     record::{Op, Recovered},
 };
 use sqlx::{
@@ -23,7 +24,6 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -170,32 +170,24 @@ impl Sqlite {
 }
 
 impl Store for Sqlite {
-    fn commit<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn commit<'a>(&'a self, ops: &'a [Op]) -> Doing<'a, ()> {
         Box::pin(async move { within("commit a transaction", self.write_all(ops)).await? })
     }
 
-    fn ended_task(&self, id: TaskId) -> BoxFuture<'_, Result<Option<(Arc<Task>, ClientId)>, StoreError>> {
+    fn ended_task(&self, id: TaskId) -> Doing<'_, Option<EndedTask>> {
         Box::pin(async move {
             within("read a task", async { read::ended_task(&mut *self.reader().await?, id).await }).await?
         })
     }
 
-    fn ended_tasks<'a>(
-        &'a self,
-        filter: &'a TaskFilter,
-        full: bool,
-    ) -> BoxFuture<'a, Result<Vec<(Arc<Task>, ClientId)>, StoreError>> {
+    fn ended_tasks<'a>(&'a self, filter: &'a TaskFilter, full: bool) -> Doing<'a, Vec<EndedTask>> {
         Box::pin(async move {
             let list = async { read::ended_tasks(&mut *self.reader().await?, filter, full).await };
             within("list tasks", list).await?
         })
     }
 
-    fn put_token<'a>(
-        &'a self,
-        hash: &'a [u8; 32],
-        info: &'a TokenInfo,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put_token<'a>(&'a self, hash: &'a [u8; 32], info: &'a TokenInfo) -> Doing<'a, ()> {
         Box::pin(async move {
             let what = "store a token";
             let sql = "INSERT OR REPLACE INTO tokens (id, hash, info) VALUES (?1, ?2, ?3)";
@@ -207,23 +199,18 @@ impl Store for Sqlite {
         })
     }
 
-    fn remove_token(&self, id: uuid::Uuid) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn remove_token(&self, id: uuid::Uuid) -> Doing<'_, ()> {
         let query = sqlx::query("DELETE FROM tokens WHERE id = ?1").bind(write::id_bytes(id));
         Box::pin(self.execute("remove a token", query))
     }
 
-    fn tokens(&self) -> BoxFuture<'_, Result<Vec<([u8; 32], TokenInfo)>, StoreError>> {
+    fn tokens(&self) -> Doing<'_, Vec<StoredToken>> {
         Box::pin(async move {
             within("read the tokens", async { read::tokens(&mut *self.reader().await?).await }).await?
         })
     }
 
-    fn put_pool<'a>(
-        &'a self,
-        name: &'a str,
-        revision: u64,
-        spec: &'a PoolSpec,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put_pool<'a>(&'a self, name: &'a str, revision: u64, spec: &'a PoolSpec) -> Doing<'a, ()> {
         Box::pin(async move {
             let what = "store a pool";
             let sql = "INSERT INTO pools (name, revision, spec) VALUES (?1, ?2, ?3)
@@ -237,16 +224,16 @@ impl Store for Sqlite {
         })
     }
 
-    fn pools(&self) -> BoxFuture<'_, Result<Vec<(String, u64, PoolSpec)>, StoreError>> {
+    fn pools(&self) -> Doing<'_, Vec<StoredPool>> {
         Box::pin(async move {
             within("read the pools", async { read::pools(&mut *self.reader().await?).await }).await?
         })
     }
 
-    fn check_writable(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn check_writable(&self) -> Doing<'_, ()> {
         Box::pin(async move {
             let mut trial = self.trial.lock().await;
-            if !trial.as_ref().is_some_and(|(at, _)| at.elapsed() < TRIAL_KEPT) {
+            if trial.as_ref().is_none_or(|(at, _)| at.elapsed() >= TRIAL_KEPT) {
                 let outcome = self.try_write().await.map_err(|error| error.to_string());
                 *trial = Some((Instant::now(), outcome));
             }
@@ -257,7 +244,7 @@ impl Store for Sqlite {
         })
     }
 
-    fn forget(&self, now: Timestamp) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn forget(&self, now: Timestamp) -> Doing<'_, bool> {
         Box::pin(async move { within("forget what is old", self.forget_some(now)).await? })
     }
 }
