@@ -51,7 +51,9 @@ pub enum ImageError {
     #[error("the running program cannot be read from {SELF}: {0}")]
     Unreadable(#[from] io::Error),
     /// It is not what Linux on a 64-bit little-endian machine runs.
-    #[error("the program is no 64-bit little-endian ELF file: an image can only be made on Linux on x86-64 or arm64")]
+    #[error(
+        "the program is no 64-bit little-endian ELF file: an image can only be made on Linux on x86-64 or arm64"
+    )]
     NotElf,
     /// It needs a loader that an empty image does not have.
     #[error(
@@ -154,7 +156,8 @@ pub(crate) fn context(program: &Program) -> io::Result<Vec<u8>> {
 /// If the program is not static, or the daemon cannot build it.
 pub async fn build(engine: &DockerEngine, version: &str) -> Outcome<Built> {
     let program = tokio::task::spawn_blocking(Program::running).await;
-    let program = program.map_err(|error| error.to_string()).and_then(|read| read.map_err(|error| error.to_string()));
+    let program =
+        program.map_err(|error| error.to_string()).and_then(|read| read.map_err(|error| error.to_string()));
     engine.ensure_image(&program.map_err(EngineError::Refused)?, &[version, "latest"]).await
 }
 

@@ -52,7 +52,9 @@ pub enum TemplateError {
         host_cores: String,
     },
     /// A directory that the manager was not told to allow.
-    #[error("the mount of {0:?} is not allowed; start the manager with `--allow-mount` for it or for a folder above it")]
+    #[error(
+        "the mount of {0:?} is not allowed; start the manager with `--allow-mount` for it or for a folder above it"
+    )]
     Mount(String),
     /// A path that is not absolute, or goes up.
     #[error("the mount path {0:?} must be absolute, without `..`")]
@@ -100,7 +102,8 @@ impl NodeTemplate {
             base.env.insert(COMMAND_ENV_VARIABLE.to_owned(), env);
         }
         let program_volume = if around.isolated {
-            base.mounts = template.mounts.iter().map(|mount| checked(mount, around)).collect::<Result<_, _>>()?;
+            base.mounts =
+                template.mounts.iter().map(|mount| checked(mount, around)).collect::<Result<_, _>>()?;
             other_image(template, around, &mut base)
         } else if !template.mounts.is_empty() {
             return Err(TemplateError::NeedsContainers("mounts"));
@@ -186,7 +189,8 @@ fn other_image(template: &Template, around: &Surroundings, base: &mut ContainerS
 fn checked(mount: &protocol::pool::Mount, around: &Surroundings) -> Result<MountSpec, TemplateError> {
     let plain = |path: &str| {
         let path = Path::new(path);
-        path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        path.is_absolute()
+            && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
     };
     for path in [&mount.source, &mount.target] {
         if !plain(path) {
@@ -259,7 +263,10 @@ mod tests {
     fn one_node_cannot_have_more_cores_than_the_host() {
         for cpus in [2.1, 0.0, -1.0, f64::NAN] {
             let template = Template { cpus: Some(cpus), ..Template::default() };
-            assert!(matches!(NodeTemplate::new(&template, &around(), &host()), Err(TemplateError::Cpus { .. })));
+            assert!(matches!(
+                NodeTemplate::new(&template, &around(), &host()),
+                Err(TemplateError::Cpus { .. })
+            ));
         }
     }
 

@@ -146,7 +146,11 @@ pub async fn drain(client: &Client, node: &str, deadline_ms: Option<u64>) -> Res
             let newest = nodes.iter().filter(|view| view.name == node).max_by_key(|view| view.registered_at);
             match newest {
                 Some(view) => view.id,
-                None => return Err(Error::Config(format!("there is no node {node}; `evenkeel status` shows all"))),
+                None => {
+                    return Err(Error::Config(format!(
+                        "there is no node {node}; `evenkeel status` shows all"
+                    )));
+                }
             }
         }
     };

@@ -20,7 +20,12 @@ fn main() {
     common::act_if_told();
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let test = |name: &str, test: fn()| Trial::test(name, move || { test(); Ok(()) });
+    let test = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
     let tests = vec![
         test("containers_pass_the_suite", || block_on(containers_pass_the_suite())),
         test("processes_pass_the_suite", || block_on(processes_pass_the_suite())),
@@ -105,7 +110,10 @@ impl Suite<'_> {
         let id = self.create("a", &["serve"]).await;
         let found = listed(self.engine, self.cluster, &self.name("a")).await.unwrap();
         assert_eq!((found.id.as_str(), found.state), (id.as_str(), State::Created));
-        assert_eq!((found.role, found.pool.as_deref(), found.template.as_deref()), (Role::Node, Some("p"), Some("hash")));
+        assert_eq!(
+            (found.role, found.pool.as_deref(), found.template.as_deref()),
+            (Role::Node, Some("p"), Some("hash"))
+        );
         self.engine.remove(&id).await.unwrap();
         assert_eq!(listed(self.engine, self.cluster, &self.name("a")).await, None);
         self.engine.remove(&id).await.unwrap();
@@ -198,7 +206,8 @@ impl Suite<'_> {
             self.engine.stop(&id, Duration::from_secs(20)).await.unwrap();
         };
         let both = async { tokio::join!(following, stopping).0 };
-        let pieces = tokio::time::timeout(Duration::from_secs(40), both).await.expect("the log ends with its process");
+        let pieces =
+            tokio::time::timeout(Duration::from_secs(40), both).await.expect("the log ends with its process");
         let text: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.unwrap().to_vec()).collect();
         assert!(String::from_utf8_lossy(&text).ends_with("bye\n"), "{}", String::from_utf8_lossy(&text));
         self.engine.remove(&id).await.unwrap();
@@ -263,7 +272,9 @@ async fn containers_are_hardened() {
     assert!(host["Tmpfs"]["/tmp"].as_str().unwrap().contains("size=67108864"));
     assert_eq!(host["RestartPolicy"]["Name"], "no");
     assert_eq!(docker(&["exec", &id, "/evenkeel", "helper", "write", "/tmp/x"]), "", "/tmp is writable");
-    let root = std::process::Command::new("docker").args(["exec", &id, "/evenkeel", "helper", "write", "/x"]).output();
+    let root = std::process::Command::new("docker")
+        .args(["exec", &id, "/evenkeel", "helper", "write", "/x"])
+        .output();
     assert!(!root.unwrap().status.success(), "the root is not");
 
     // A volume on /state belongs to the user of our containers.
@@ -281,7 +292,10 @@ async fn what_cannot_be_is_said() {
     let host = bench.engine.host().await.unwrap();
     let too_much = ContainerSpec { cpus: Some(host.cores + 1.0), ..suite.spec("a", &["serve"]) };
     let error = bench.engine.create(&too_much).await.unwrap_err();
-    assert!(matches!(&error, EngineError::Refused(text) if text.contains(&host.cores.to_string())), "{error}");
+    assert!(
+        matches!(&error, EngineError::Refused(text) if text.contains(&host.cores.to_string())),
+        "{error}"
+    );
     let no_image = ContainerSpec { image: "evenkeel:none-such".to_owned(), ..suite.spec("a", &["serve"]) };
     let error = bench.engine.create(&no_image).await.unwrap_err();
     assert!(matches!(&error, EngineError::NotFound(text) if text.contains("evenkeel:none-such")), "{error}");

@@ -10,8 +10,8 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use libtest_mimic::{Arguments, Trial};
 use node_manager::{
     Config,
-    engine::{Engine, Filter, Listed},
     docker::DockerEngine,
+    engine::{Engine, Filter, Listed},
     master::Master,
     process::ProcessEngine,
     run,
@@ -33,7 +33,12 @@ fn main() {
     common::act_if_told();
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let test = |name: &str, test: fn()| Trial::test(name, move || { test(); Ok(()) });
+    let test = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
     let tests = vec![
         test("containers_are_kept", containers_are_kept),
         test("processes_are_kept", processes_are_kept),
@@ -81,7 +86,12 @@ impl Remembers {
 }
 
 impl Master for Remembers {
-    fn wish<'a>(&'a self, pool: &'a str, newer_than: Option<u64>, _: Duration) -> BoxFuture<'a, Result<PoolView, Error>> {
+    fn wish<'a>(
+        &'a self,
+        pool: &'a str,
+        newer_than: Option<u64>,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<PoolView, Error>> {
         async move {
             loop {
                 let view = self.asked(|inner| PoolView {
@@ -206,12 +216,17 @@ impl Keeping {
         self.engine.kill(&first[0].id).await.unwrap();
         eventually("the killed node is replaced", 20, async || {
             let running = self.running().await;
-            let replaced = running.len() == 2 && running[0].name == self.name(1) && running[0].id != first[0].id;
+            let replaced =
+                running.len() == 2 && running[0].name == self.name(1) && running[0].id != first[0].id;
             if replaced { Ok(()) } else { Err(format!("{running:?}")) }
         })
         .await;
         let exits = self.master.with(|inner| inner.exits.clone());
-        assert_eq!(exits.iter().map(|(_, exit)| exit.exit_code).collect::<Vec<_>>(), [Some(137)], "{exits:?}");
+        assert_eq!(
+            exits.iter().map(|(_, exit)| exit.exit_code).collect::<Vec<_>>(),
+            [Some(137)],
+            "{exits:?}"
+        );
 
         // The manager goes, the nodes stay, the next manager adopts them.
         let before = self.running().await;
@@ -236,7 +251,11 @@ impl Keeping {
         eventually("all nodes are new", 40, async || {
             let running = self.running().await;
             assert!(running.len() >= 2, "capacity was lost: {running:?}");
-            if running.len() == 2 && running.iter().all(|l| !old.contains(&l.id)) { Ok(()) } else { Err(format!("{running:?}")) }
+            if running.len() == 2 && running.iter().all(|l| !old.contains(&l.id)) {
+                Ok(())
+            } else {
+                Err(format!("{running:?}"))
+            }
         })
         .await;
 
@@ -289,7 +308,8 @@ fn processes_are_kept() {
 async fn a_second_manager_is_refused() {
     let bench = ProcessBench::new();
     let engine = Arc::new(bench.engine.clone());
-    let keeping = Keeping { engine, master: Arc::default(), surroundings: surroundings(&bench.cluster, "", false) };
+    let keeping =
+        Keeping { engine, master: Arc::default(), surroundings: surroundings(&bench.cluster, "", false) };
     keeping.master.wish_for(|spec| spec.desired = Some(1));
     keeping.master.with(|inner| inner.held = true);
     let (_shutdown, manager) = keeping.manager();

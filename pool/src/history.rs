@@ -85,12 +85,21 @@ impl History {
     /// What goes wrong just now, for people, three names at most; empty if nothing does.
     #[must_use]
     pub fn trouble(&self, now_us: u64) -> String {
-        let shown = self.troubles.iter().filter(|(_, trouble)| trouble.short_lives > 0).map(|(name, trouble)| {
-            let wait_s = trouble.not_before_us.saturating_sub(now_us).div_ceil(1_000_000);
-            let next = if wait_s > 0 { format!("; next try in {wait_s} s") } else { String::new() };
-            let times = if trouble.short_lives == 1 { "once".to_owned() } else { format!("{} times", trouble.short_lives) };
-            format!("{name} failed {times} within {} s: {}{next}", SHORT_LIFE_US / 1_000_000, trouble.reason)
-        });
+        let shown =
+            self.troubles.iter().filter(|(_, trouble)| trouble.short_lives > 0).map(|(name, trouble)| {
+                let wait_s = trouble.not_before_us.saturating_sub(now_us).div_ceil(1_000_000);
+                let next = if wait_s > 0 { format!("; next try in {wait_s} s") } else { String::new() };
+                let times = if trouble.short_lives == 1 {
+                    "once".to_owned()
+                } else {
+                    format!("{} times", trouble.short_lives)
+                };
+                format!(
+                    "{name} failed {times} within {} s: {}{next}",
+                    SHORT_LIFE_US / 1_000_000,
+                    trouble.reason
+                )
+            });
         let shown: Vec<_> = shown.collect();
         let more = shown.len().saturating_sub(3);
         let mut text = shown.into_iter().take(3).collect::<Vec<_>>().join(" | ");
@@ -150,7 +159,8 @@ impl History {
     }
 
     fn count_vanished(&mut self, now_us: u64, observed: &Observed) {
-        let there: BTreeSet<&str> = observed.containers.iter().map(|container| container.id.as_str()).collect();
+        let there: BTreeSet<&str> =
+            observed.containers.iter().map(|container| container.id.as_str()).collect();
         let gone = self.lives.extract_if(.., |_, life| !there.contains(life.id.as_str()));
         for (name, life) in gone.collect::<Vec<_>>() {
             if self.removing.contains_key(&life.id) {
@@ -165,7 +175,8 @@ impl History {
 
     fn owe_report(&mut self, now_us: u64, id: String, name: String, node: Option<NodeId>, exit: Exit) {
         if self.unreported.len() >= MAX_UNREPORTED {
-            let oldest = self.unreported.iter().min_by_key(|(_, owed)| owed.seen_us).map(|(id, _)| id.clone());
+            let oldest =
+                self.unreported.iter().min_by_key(|(_, owed)| owed.seen_us).map(|(id, _)| id.clone());
             oldest.and_then(|id| self.unreported.remove(&id));
         }
         self.unreported.insert(id, Unreported { name, node, exit, seen_us: now_us, sent_us: None });
@@ -198,7 +209,8 @@ impl History {
 
     /// Everything here is bounded by what is there: what concerns a container that is gone is dropped.
     fn forget(&mut self, now_us: u64, observed: &Observed) {
-        let there: BTreeSet<&str> = observed.containers.iter().map(|container| container.id.as_str()).collect();
+        let there: BTreeSet<&str> =
+            observed.containers.iter().map(|container| container.id.as_str()).collect();
         self.dealt.retain(|id| there.contains(id.as_str()));
         self.removing.retain(|id, _| there.contains(id.as_str()));
         self.orders.retain(|id, _| there.contains(id.as_str()));

@@ -64,7 +64,9 @@ mod tests {
         let naming = Naming::new("c", "p").unwrap();
         assert_eq!(naming.name(7), "evenkeel-c-p-7");
         assert_eq!(naming.number("evenkeel-c-p-7"), Some(7));
-        for other in ["evenkeel-c-p-", "evenkeel-c-p-07", "evenkeel-c-p-+7", "evenkeel-c-q-7", "evenkeel-c-master"] {
+        for other in
+            ["evenkeel-c-p-", "evenkeel-c-p-07", "evenkeel-c-p-+7", "evenkeel-c-q-7", "evenkeel-c-master"]
+        {
             assert_eq!(naming.number(other), None, "{other}");
         }
     }

@@ -23,8 +23,14 @@ fn a_node_that_dies_is_reported_removed_and_replaced_at_once() {
     let id = world.id("evenkeel-c-p-1");
     world.exit("evenkeel-c-p-1", 137);
     let actions = world.plan();
-    assert!(matches!(&actions[0], Action::ReportExit { id: dead, node: Some(_), exit, .. } if *dead == id && exit.code == Some(137)), "{actions:?}");
-    assert!(matches!(&actions[1], Action::Remove { id: dead, stop_first: false, .. } if *dead == id), "{actions:?}");
+    assert!(
+        matches!(&actions[0], Action::ReportExit { id: dead, node: Some(_), exit, .. } if *dead == id && exit.code == Some(137)),
+        "{actions:?}"
+    );
+    assert!(
+        matches!(&actions[1], Action::Remove { id: dead, stop_first: false, .. } if *dead == id),
+        "{actions:?}"
+    );
     world.carry_out(actions);
     assert_eq!(world.plan(), [Action::Create { name: "evenkeel-c-p-1".to_owned() }]);
 }
@@ -35,7 +41,10 @@ fn a_node_that_somebody_removed_is_reported_and_replaced_at_once() {
     world.settle(30);
     world.vanish("evenkeel-c-p-2");
     let actions = world.plan();
-    assert!(matches!(&actions[0], Action::ReportExit { node: Some(_), exit, .. } if exit.detail.contains("removed")), "{actions:?}");
+    assert!(
+        matches!(&actions[0], Action::ReportExit { node: Some(_), exit, .. } if exit.detail.contains("removed")),
+        "{actions:?}"
+    );
     assert_eq!(actions[1..], [Action::Create { name: "evenkeel-c-p-2".to_owned() }]);
 }
 
@@ -55,9 +64,15 @@ fn a_node_that_keeps_dying_is_replaced_ever_more_slowly_and_the_reason_is_shown(
         }
     }
     let gaps: Vec<u64> = created.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect();
-    assert!(gaps[0] < 1 && gaps.windows(2).all(|pair| pair[0] <= pair[1]) && gaps.last() == Some(&30), "{gaps:?}");
+    assert!(
+        gaps[0] < 1 && gaps.windows(2).all(|pair| pair[0] <= pair[1]) && gaps.last() == Some(&30),
+        "{gaps:?}"
+    );
     let trouble = world.trouble();
-    assert!(trouble.contains("evenkeel-c-p-1") && trouble.contains("exit code 1") && trouble.contains("next try"), "{trouble}");
+    assert!(
+        trouble.contains("evenkeel-c-p-1") && trouble.contains("exit code 1") && trouble.contains("next try"),
+        "{trouble}"
+    );
 }
 
 #[test]
@@ -65,7 +80,6 @@ fn a_long_life_ends_the_back_off() {
     let mut world = World::new(1);
     for _ in 0..5 {
         world.settle(40);
-        world.now_us -= 0;
         world.make_young("evenkeel-c-p-1");
         world.exit("evenkeel-c-p-1", 1);
     }
@@ -82,10 +96,13 @@ fn the_idle_and_slow_go_first_and_only_after_a_drain() {
     world.with_node("evenkeel-c-p-3", |node| node.effective_cores = 0.9);
     world.desired.nodes = 1;
     let actions = world.plan();
-    let drained: Vec<_> = actions.iter().map(|action| match action {
-        Action::Drain { name, .. } => name.as_str(),
-        other => panic!("{other:?}"),
-    }).collect();
+    let drained: Vec<_> = actions
+        .iter()
+        .map(|action| match action {
+            Action::Drain { name, .. } => name.as_str(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
     assert_eq!(drained, ["evenkeel-c-p-1", "evenkeel-c-p-3"]);
     world.carry_out(actions);
     world.settle(10);
@@ -157,8 +174,14 @@ fn without_the_master_nothing_is_done_and_evidence_is_kept() {
     assert_eq!(world.plan(), []);
     world.master_reachable = true;
     let actions = world.plan();
-    assert!(actions.iter().any(|a| matches!(a, Action::ReportExit { name, .. } if name == "evenkeel-c-p-1")), "{actions:?}");
-    assert!(actions.iter().any(|a| matches!(a, Action::Drain { name, .. } if name == "evenkeel-c-p-2")), "{actions:?}");
+    assert!(
+        actions.iter().any(|a| matches!(a, Action::ReportExit { name, .. } if name == "evenkeel-c-p-1")),
+        "{actions:?}"
+    );
+    assert!(
+        actions.iter().any(|a| matches!(a, Action::Drain { name, .. } if name == "evenkeel-c-p-2")),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -166,7 +189,8 @@ fn a_report_is_repeated_until_the_master_has_it() {
     let mut world = World::new(1);
     world.settle(30);
     world.exit("evenkeel-c-p-1", 1);
-    let reports = |world: &mut World| world.plan().iter().filter(|a| matches!(a, Action::ReportExit { .. })).count();
+    let reports =
+        |world: &mut World| world.plan().iter().filter(|a| matches!(a, Action::ReportExit { .. })).count();
     assert_eq!(reports(&mut world), 1);
     assert_eq!(reports(&mut world), 0);
     world.now_us += 5 * SECOND;
@@ -180,7 +204,10 @@ fn what_a_manager_left_behind_half_made_is_removed_and_what_runs_is_adopted() {
     world.add("evenkeel-c-p-3", State::Created);
     world.forget();
     let actions = world.plan();
-    assert!(matches!(actions.as_slice(), [Action::Remove { name, .. }] if name == "evenkeel-c-p-3"), "{actions:?}");
+    assert!(
+        matches!(actions.as_slice(), [Action::Remove { name, .. }] if name == "evenkeel-c-p-3"),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -215,6 +242,9 @@ fn a_node_that_never_registers_is_replaced() {
 
 #[test]
 fn exits_are_told_in_words() {
-    assert_eq!(Exit { code: Some(137), oom_killed: true, detail: String::new() }.reason(), "exit code 137, out of memory");
+    assert_eq!(
+        Exit { code: Some(137), oom_killed: true, detail: String::new() }.reason(),
+        "exit code 137, out of memory"
+    );
     assert_eq!(Exit::default().reason(), "gone");
 }

@@ -110,7 +110,8 @@ impl DockerEngine {
     async fn targets(&self, filter: &Filter) -> Outcome<Vec<Target>> {
         let mut targets = Vec::new();
         for summary in self.summaries(filter).await? {
-            let Some(id) = summary.id.filter(|_| summary.state == Some(ContainerSummaryStateEnum::RUNNING)) else {
+            let Some(id) = summary.id.filter(|_| summary.state == Some(ContainerSummaryStateEnum::RUNNING))
+            else {
                 continue;
             };
             let Some(inspected) = self.inspect(&id).await? else { continue };
@@ -136,7 +137,11 @@ impl DockerEngine {
     /// Samples of all that answer; one that has ended meanwhile is left out.
     async fn sample_all(&self, targets: &[Target]) -> HashMap<String, Sample> {
         let each: Vec<_> = targets.iter().map(|target| self.sample_of(&target.id)).collect();
-        stream::iter(each).buffer_unordered(SIDE_BY_SIDE).filter_map(|sample| async { sample }).collect().await
+        stream::iter(each)
+            .buffer_unordered(SIDE_BY_SIDE)
+            .filter_map(|sample| async { sample })
+            .collect()
+            .await
     }
 
     async fn sample_of(&self, id: &str) -> Option<(String, Sample)> {
@@ -193,7 +198,8 @@ mod tests {
     fn cores_are_the_share_of_the_hosts_cpu_time() {
         let at = Instant::now();
         // Two cores counted 2 s of CPU time in one second; the container used half a second of it.
-        let cores = sample(at, 1_500_000_000, 4_000_000_000).cores_since(&sample(at, 1_000_000_000, 2_000_000_000));
+        let cores =
+            sample(at, 1_500_000_000, 4_000_000_000).cores_since(&sample(at, 1_000_000_000, 2_000_000_000));
         assert!((cores - 0.5).abs() < 1e-9, "{cores}");
     }
 

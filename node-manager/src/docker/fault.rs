@@ -23,7 +23,9 @@ pub(super) fn from_daemon(what: &str, error: Error) -> EngineError {
         Error::DockerResponseServerError { message, .. } => {
             EngineError::Failed { what: what.to_owned(), reason: message }
         }
-        Error::RequestTimeoutError => EngineError::Timeout { what: what.to_owned(), seconds: super::ACT_SECONDS },
+        Error::RequestTimeoutError => {
+            EngineError::Timeout { what: what.to_owned(), seconds: super::ACT_SECONDS }
+        }
         error if is_connection(&error) => unreachable(&error),
         error => EngineError::Failed { what: what.to_owned(), reason: error.to_string() },
     }
@@ -32,7 +34,10 @@ pub(super) fn from_daemon(what: &str, error: Error) -> EngineError {
 fn is_connection(error: &Error) -> bool {
     matches!(
         error,
-        Error::SocketNotFoundError(_) | Error::HyperLegacyError { .. } | Error::HyperResponseError { .. } | Error::IOError { .. }
+        Error::SocketNotFoundError(_)
+            | Error::HyperLegacyError { .. }
+            | Error::HyperResponseError { .. }
+            | Error::IOError { .. }
     )
 }
 
@@ -44,7 +49,9 @@ pub(super) fn unreachable(error: &Error) -> EngineError {
 pub(super) fn as_unreachable(error: EngineError) -> EngineError {
     match error {
         EngineError::Unreachable { .. } => error,
-        other => EngineError::Unreachable { runtime: "the Docker daemon".to_owned(), reason: other.to_string() },
+        other => {
+            EngineError::Unreachable { runtime: "the Docker daemon".to_owned(), reason: other.to_string() }
+        }
     }
 }
 

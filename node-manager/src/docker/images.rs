@@ -29,7 +29,10 @@ impl DockerEngine {
             None => {
                 self.build(program, &reference).await?;
                 let id = self.image_id(&reference).await?;
-                (id.ok_or_else(|| EngineError::NotFound(format!("the image {reference}, just built,")))?, true)
+                (
+                    id.ok_or_else(|| EngineError::NotFound(format!("the image {reference}, just built,")))?,
+                    true,
+                )
             }
         };
         for tag in tags {

@@ -16,15 +16,15 @@ mod spec;
 pub mod volume;
 
 use crate::engine::{
-    ContainerCpu, ContainerSpec, Engine, Event, Filter, Host, LABEL_CLUSTER, LABEL_POOL, LABEL_ROLE, LABEL_TEMPLATE,
-    Listed, MountSource, Outcome, Role, Stdin,
+    ContainerCpu, ContainerSpec, Engine, Event, Filter, Host, LABEL_CLUSTER, LABEL_POOL, LABEL_ROLE,
+    LABEL_TEMPLATE, Listed, MountSource, Outcome, Role, Stdin,
 };
 use bollard::{
     Docker,
     models::{ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum},
     query_parameters::{
-        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
     },
 };
 use bytes::Bytes;
@@ -98,17 +98,21 @@ impl DockerEngine {
     /// `None` if it is gone meanwhile.
     async fn inspect(&self, id: &str) -> Outcome<Option<ContainerInspectResponse>> {
         let asked = self.docker.inspect_container(id, None);
-        fine_if(bounded(&format!("inspecting {id}"), ASK_SECONDS, asked).await.map(Some), fault::is_absent, None)
+        fine_if(
+            bounded(&format!("inspecting {id}"), ASK_SECONDS, asked).await.map(Some),
+            fault::is_absent,
+            None,
+        )
     }
 
     async fn listed(&self, summary: ContainerSummary) -> Outcome<Option<Listed>> {
         let labels = summary.labels.unwrap_or_default();
-        let (Some(id), Some(role)) =
-            (summary.id, labels.get(LABEL_ROLE).and_then(|role| Role::parse(role)))
+        let (Some(id), Some(role)) = (summary.id, labels.get(LABEL_ROLE).and_then(|role| Role::parse(role)))
         else {
             return Ok(None);
         };
-        let name = summary.names.unwrap_or_default().first().map(|name| name.trim_start_matches('/').to_owned());
+        let name =
+            summary.names.unwrap_or_default().first().map(|name| name.trim_start_matches('/').to_owned());
         let created_s = summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (state, age) = match summary.state {
@@ -147,7 +151,8 @@ impl DockerEngine {
         let options = CreateContainerOptionsBuilder::new().name(&wanted.name).build();
         let making = self.docker.create_container(Some(options), spec::body(wanted));
         let what = format!("creating {} from {}", wanted.name, wanted.image);
-        let made = bounded(&what, ACT_SECONDS, making).await.map_err(|error| fault::of_creation(wanted, error))?;
+        let made =
+            bounded(&what, ACT_SECONDS, making).await.map_err(|error| fault::of_creation(wanted, error))?;
         Ok(made.id)
     }
 
@@ -197,7 +202,8 @@ impl Engine for DockerEngine {
     fn stop<'a>(&'a self, id: &'a str, grace: Duration) -> BoxFuture<'a, Outcome<()>> {
         async move {
             let grace_s = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
-            let options = StopContainerOptionsBuilder::new().t(i32::try_from(grace_s).unwrap_or(i32::MAX)).build();
+            let options =
+                StopContainerOptionsBuilder::new().t(i32::try_from(grace_s).unwrap_or(i32::MAX)).build();
             let stopping = self.docker.stop_container(id, Some(options));
             bounded(&format!("stopping {id}"), ACT_SECONDS + grace_s, stopping).await
         }
@@ -245,7 +251,11 @@ impl Engine for DockerEngine {
         let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).tail(&tail).build();
         let what = format!("reading the log of {id}");
         let output = self.docker.logs(id, Some(options));
-        output.map(move |piece| piece.map(|piece| piece.into_bytes()).map_err(|error| from_daemon(&what, error))).boxed()
+        output
+            .map(move |piece| {
+                piece.map(|piece| piece.into_bytes()).map_err(|error| from_daemon(&what, error))
+            })
+            .boxed()
     }
 
     fn stats<'a>(&'a self, cluster: &'a str) -> BoxFuture<'a, Outcome<Vec<ContainerCpu>>> {

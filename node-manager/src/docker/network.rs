@@ -83,7 +83,8 @@ impl DockerEngine {
     pub async fn remove_network(&self, cluster: &str) -> Outcome<NetworkEnd> {
         let name = network_name(cluster);
         let Some(network) = self.network(&name).await? else { return Ok(NetworkEnd::Absent) };
-        let ours = network.labels.unwrap_or_default().get(LABEL_CLUSTER).is_some_and(|label| label == cluster);
+        let ours =
+            network.labels.unwrap_or_default().get(LABEL_CLUSTER).is_some_and(|label| label == cluster);
         if !ours {
             return Ok(NetworkEnd::NotOurs);
         }
@@ -110,12 +111,17 @@ impl DockerEngine {
         let used = networks.into_iter().flat_map(|network| {
             let name = network.name.unwrap_or_default();
             let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-            configs.into_iter().filter_map(move |config| Some((name.clone(), Subnet::parse(&config.subnet?)?)))
+            configs
+                .into_iter()
+                .filter_map(move |config| Some((name.clone(), Subnet::parse(&config.subnet?)?)))
         });
         let used: Vec<(String, Subnet)> = used.collect();
         let other = Subnet::parse(wanted)
             .and_then(|wanted| used.iter().find(|(_, subnet)| subnet.overlaps(wanted)))
-            .map_or_else(|| "another network".to_owned(), |(name, subnet)| format!("the network {name} ({subnet})"));
+            .map_or_else(
+                || "another network".to_owned(),
+                |(name, subnet)| format!("the network {name} ({subnet})"),
+            );
         let taken: Vec<Subnet> = used.iter().map(|(_, subnet)| *subnet).collect();
         let free = free_subnet(&taken).map_or_else(String::new, |free| format!("; {free} is free"));
         Ok(EngineError::Refused(format!("the subnet {wanted} overlaps with {other}{free}")))
@@ -182,8 +188,9 @@ mod tests {
 
     #[test]
     fn the_free_subnet_overlaps_with_none_in_use() {
-        let taken: Vec<_> =
-            ["172.17.0.0/16", "172.18.0.0/15", "172.20.7.0/24"].map(|text| Subnet::parse(text).unwrap()).into();
+        let taken: Vec<_> = ["172.17.0.0/16", "172.18.0.0/15", "172.20.7.0/24"]
+            .map(|text| Subnet::parse(text).unwrap())
+            .into();
         assert_eq!(free_subnet(&taken).unwrap().to_string(), "172.21.0.0/16");
         assert_eq!(free_subnet(&[Subnet::parse("0.0.0.0/0").unwrap()]), None);
     }

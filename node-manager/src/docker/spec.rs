@@ -2,8 +2,8 @@
 
 use crate::engine::{ContainerSpec, EngineError, Host, MountSource, NODE_USER, Outcome};
 use bollard::models::{
-    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Mount, MountType, NetworkingConfig,
-    PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Mount, MountType,
+    NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use std::collections::HashMap;
 
@@ -15,10 +15,8 @@ const MIN_CPUS: f64 = 0.01;
 /// What the daemon would refuse, refused in words that say what would do.
 pub(super) fn check(spec: &ContainerSpec, host: &Host) -> Outcome<()> {
     let refused = |text: String| Err(EngineError::Refused(format!("{}: {text}", spec.name)));
-    if let Some(cpus) = spec.cpus {
-        if !(MIN_CPUS..=host.cores).contains(&cpus) {
-            return refused(format!("cpus is {cpus}; this host allows {MIN_CPUS} to {}", host.cores));
-        }
+    if let Some(cpus) = spec.cpus.filter(|cpus| !(MIN_CPUS..=host.cores).contains(cpus)) {
+        return refused(format!("cpus is {cpus}; this host allows {MIN_CPUS} to {}", host.cores));
     }
     if spec.memory_bytes.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES || i64::try_from(bytes).is_err()) {
         return refused(format!("memory_bytes must be at least {MIN_MEMORY_BYTES}"));
@@ -52,7 +50,10 @@ pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         network_mode: spec.network.clone(),
         port_bindings: Some(spec.publish.iter().map(port_binding).collect()),
         cgroup_parent: spec.cgroup_parent.clone(),
-        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
         ..HostConfig::default()
     };
     ContainerCreateBody {
@@ -96,8 +97,12 @@ fn port_binding(publish: &crate::engine::Publish) -> (String, Option<Vec<PortBin
 
 fn networking(network: &str, spec: &ContainerSpec) -> NetworkingConfig {
     let fixed = |ip: std::net::IpAddr| match ip {
-        std::net::IpAddr::V4(ip) => EndpointIpamConfig { ipv4_address: Some(ip.to_string()), ..Default::default() },
-        std::net::IpAddr::V6(ip) => EndpointIpamConfig { ipv6_address: Some(ip.to_string()), ..Default::default() },
+        std::net::IpAddr::V4(ip) => {
+            EndpointIpamConfig { ipv4_address: Some(ip.to_string()), ..Default::default() }
+        }
+        std::net::IpAddr::V6(ip) => {
+            EndpointIpamConfig { ipv6_address: Some(ip.to_string()), ..Default::default() }
+        }
     };
     let endpoint = EndpointSettings { ipam_config: spec.ip.map(fixed), ..EndpointSettings::default() };
     NetworkingConfig { endpoints_config: Some(HashMap::from([(network.to_owned(), endpoint)])) }
@@ -119,7 +124,8 @@ mod tests {
     #[test]
     fn more_cores_than_the_host_has_are_refused_with_what_would_do() {
         for cpus in [0.0, 0.001, 2.01, 64.0, f64::NAN, -1.0] {
-            let error = check(&ContainerSpec { cpus: Some(cpus), ..spec() }, &host()).map_err(|e| e.to_string());
+            let error =
+                check(&ContainerSpec { cpus: Some(cpus), ..spec() }, &host()).map_err(|e| e.to_string());
             assert!(error.is_err_and(|text| text.contains("0.01 to 2")), "{cpus}");
         }
         assert!(check(&ContainerSpec { cpus: Some(2.0), ..spec() }, &host()).is_ok());
@@ -127,10 +133,16 @@ mod tests {
 
     #[test]
     fn a_mount_over_the_root_is_refused() {
-        let mount =
-            |target: &str| MountSpec { source: MountSource::Volume("v".to_owned()), target: target.to_owned(), read_only: true };
+        let mount = |target: &str| MountSpec {
+            source: MountSource::Volume("v".to_owned()),
+            target: target.to_owned(),
+            read_only: true,
+        };
         for target in ["/", "data", ""] {
-            assert!(check(&ContainerSpec { mounts: vec![mount(target)], ..spec() }, &host()).is_err(), "{target}");
+            assert!(
+                check(&ContainerSpec { mounts: vec![mount(target)], ..spec() }, &host()).is_err(),
+                "{target}"
+            );
         }
     }
 

@@ -37,7 +37,11 @@ struct Reader {
 }
 
 /// The log from its last `tail` lines on, until its end, or as long as the process lives.
-pub(super) fn read(path: PathBuf, alive: Option<Identity>, tail: Option<u32>) -> BoxStream<'static, Outcome<Bytes>> {
+pub(super) fn read(
+    path: PathBuf,
+    alive: Option<Identity>,
+    tail: Option<u32>,
+) -> BoxStream<'static, Outcome<Bytes>> {
     let opened = async move {
         match open_at(&path, tail).await {
             Ok(file) => stream::unfold(Reader { file, alive }, |mut reader| async {
@@ -108,7 +112,7 @@ impl Reader {
         }
     }
 
-    async fn rest(&mut self, piece: &mut Vec<u8>) -> Option<io::Result<Bytes>> {
+    async fn rest(&mut self, piece: &mut [u8]) -> Option<io::Result<Bytes>> {
         match self.file.read(piece).await {
             Ok(0) => None,
             Ok(length) => Some(Ok(Bytes::copy_from_slice(piece.get(..length).unwrap_or_default()))),

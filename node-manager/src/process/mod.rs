@@ -61,7 +61,8 @@ impl ProcessEngine {
     /// # Errors
     /// If the directory cannot be made.
     pub fn new(directory: &Path) -> Outcome<Self> {
-        let records = Records::open(directory).map_err(|error| failed("making the state directory", &error))?;
+        let records =
+            Records::open(directory).map_err(|error| failed("making the state directory", &error))?;
         Ok(Self { records, events: broadcast::channel(EVENT_QUEUE).0, watched: Arc::default() })
     }
 
@@ -117,7 +118,8 @@ impl ProcessEngine {
         let mut command = std::process::Command::new(&record.program);
         // The name in the process list; and nothing of the manager's own configuration gets through.
         command.arg0("evenkeel").args(&record.args).stdout(log).stderr(twin).process_group(0);
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("EVENKEEL_")) {
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("EVENKEEL_"))
+        {
             command.env_remove(key);
         }
         command.envs(&record.env);
@@ -269,7 +271,8 @@ impl ProcessEngine {
         let nodes = self.all(&Filter { cluster: cluster.to_owned(), role: Some(Role::Node), pool: None })?;
         let usages = || -> BTreeMap<String, Usage> {
             let alive = nodes.iter().filter(|record| record.exit.is_none());
-            let usage = |record: &Record| Some((record.id.clone(), Usage::of_tree(record.life.as_ref()?.identity)?));
+            let usage =
+                |record: &Record| Some((record.id.clone(), Usage::of_tree(record.life.as_ref()?.identity)?));
             alive.filter_map(usage).collect()
         };
         let (before, started) = (usages(), Instant::now());
@@ -356,7 +359,8 @@ impl Engine for ProcessEngine {
     }
 
     fn list<'a>(&'a self, filter: &'a Filter) -> BoxFuture<'a, Outcome<Vec<Listed>>> {
-        async move { Ok(self.all(filter)?.into_iter().filter_map(|record| self.listed(record)).collect()) }.boxed()
+        async move { Ok(self.all(filter)?.into_iter().filter_map(|record| self.listed(record)).collect()) }
+            .boxed()
     }
 
     fn events(&self, _cluster: &str) -> BoxStream<'static, Event> {

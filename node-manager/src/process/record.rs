@@ -107,7 +107,9 @@ impl Records {
             }
             match fs::read(&path).map(|text| serde_json::from_slice::<Record>(&text)) {
                 Ok(Ok(record)) => records.push(record),
-                Ok(Err(error)) => tracing::warn!(path = %path.display(), %error, "not a record of a process; left alone"),
+                Ok(Err(error)) => {
+                    tracing::warn!(path = %path.display(), %error, "not a record of a process; left alone")
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

@@ -138,7 +138,9 @@ impl Actor {
         match action {
             Action::Create { name } => self.create(name, template).await,
             Action::Drain { node, .. } => {
-                let deadline = self.drain_deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
+                let deadline = self
+                    .drain_deadline
+                    .map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
                 bounded(self.master.drain(*node, deadline)).await
             }
             Action::Resume { node, .. } => bounded(self.master.resume(*node)).await,

@@ -66,7 +66,9 @@ pub enum Error {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// Another manager keeps the pool.
-    #[error("the pool {pool} is kept by another manager ({reason}); stop that one first, or give this one another pool")]
+    #[error(
+        "the pool {pool} is kept by another manager ({reason}); stop that one first, or give this one another pool"
+    )]
     Held {
         /// The pool.
         pool: String,
@@ -270,14 +272,14 @@ impl Manager {
                     self.history.create_failed(now_us, name, &failure.to_string());
                 }
             }
-            (action, Err(failure)) => tracing::warn!(name, ?action, %failure, "an action failed; it is planned anew"),
+            (action, Err(failure)) => {
+                tracing::warn!(name, ?action, %failure, "an action failed; it is planned anew")
+            }
         }
     }
 
     async fn finish(mut self) -> Result<(), Error> {
-        let finishing = async {
-            while self.tasks.join_next().await.is_some() {}
-        };
+        let finishing = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(FINISH_WITHIN, finishing).await.is_err() {
             self.tasks.shutdown().await;
         }

@@ -82,7 +82,9 @@ impl Claim {
                         return Err(Error::Held { pool: self.hello.pool.clone(), reason: error.to_string() });
                     }
                 }
-                Ok(Err(error)) if error.status().is_some_and(|status| (400..500).contains(&status) && status != 429) => {
+                Ok(Err(error))
+                    if error.status().is_some_and(|status| (400..500).contains(&status) && status != 429) =>
+                {
                     return Err(Error::Refused(error));
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "waiting for the master"),

@@ -43,6 +43,7 @@ pub(crate) fn act_if_told() {
                 std::process::exit(0);
             }
             "parent" => {
+                #[allow(clippy::zombie_processes, reason = "what becomes of it is what is tested")]
                 let child = Command::new("/proc/self/exe").args(["helper", "serve"]).spawn().unwrap();
                 println!("child {}", child.id());
                 serve(false)
@@ -86,7 +87,11 @@ pub(crate) fn own_cluster() -> String {
 }
 
 /// Waits until it holds.
-pub(crate) async fn eventually<T>(what: &str, seconds: u64, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub(crate) async fn eventually<T>(
+    what: &str,
+    seconds: u64,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let until = Instant::now() + Duration::from_secs(seconds);
     loop {
         match look().await {
@@ -122,7 +127,8 @@ impl Bench {
     pub(crate) async fn new() -> Self {
         let engine = DockerEngine::connect().await.unwrap_or_else(|error| panic!("{error}"));
         let program = Program::running().unwrap_or_else(|error| panic!("{error}"));
-        let image = engine.ensure_image(&program, &[]).await.unwrap_or_else(|error| panic!("{error}")).reference;
+        let image =
+            engine.ensure_image(&program, &[]).await.unwrap_or_else(|error| panic!("{error}")).reference;
         Self { engine, image, cluster: own_cluster() }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct World {
     pub(crate) creations_fail: bool,
     pub(crate) registrations_fail: bool,
     pub(crate) history: History,
+    /// Nodes that were told to drain.
+    pub(crate) drained: BTreeSet<NodeId>,
     next_id: u128,
 }
 
@@ -32,6 +34,7 @@ impl World {
             creations_fail: false,
             registrations_fail: false,
             history: History::default(),
+            drained: BTreeSet::new(),
             next_id: 1,
         }
     }
@@ -39,6 +42,7 @@ impl World {
     /// The manager is started anew.
     pub(crate) fn forget(&mut self) {
         self.history = History::default();
+        self.drained.clear();
     }
 
     pub(crate) fn observed(&self) -> Observed {
@@ -58,10 +62,18 @@ impl World {
     pub(crate) fn carry_out(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Create { name } if self.creations_fail => self.history.create_failed(self.now_us, &name, "no image"),
+                Action::Create { name } if self.creations_fail => {
+                    self.history.create_failed(self.now_us, &name, "no image")
+                }
                 Action::Create { name } => self.add(&name, State::Running),
-                Action::Drain { name, .. } => self.with_node(&name, |node| node.status = NodeStatus::Draining),
-                Action::Resume { name, .. } => self.with_node(&name, |node| node.status = NodeStatus::Ready),
+                Action::Drain { name, node } => {
+                    self.drained.insert(node);
+                    self.with_node(&name, |node| node.status = NodeStatus::Draining);
+                }
+                Action::Resume { name, node } => {
+                    self.drained.remove(&node);
+                    self.with_node(&name, |node| node.status = NodeStatus::Ready);
+                }
                 Action::Remove { id, .. } => self.containers.retain(|container| container.id != id),
                 Action::ReportExit { id, .. } => self.history.reported(&id),
             }
