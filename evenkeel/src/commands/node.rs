@@ -4,12 +4,14 @@ use super::{parse_cores, parse_label};
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure};
 use clap::Args;
 use client::{ClientConfig, Token};
-use node::TokenSource;
+use node::{TokenSource, kinds_file::OwnKind};
+use node_manager::template::{COMMAND_ENV_VARIABLE, KINDS_VARIABLE};
 use service::{
     Shutdown,
     duration::{parse_bytes, parse_duration},
 };
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -80,14 +82,33 @@ pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) ->
     if let Some(name) = args.name {
         config.name = name;
     }
-    if let Some(path) = args.kinds {
-        config.kinds = node::read_kinds(&path).map_err(node::Error::from)?;
-    }
+    config.kinds = own_kinds(args.kinds.as_deref())?;
     if let Some(folder) = args.work_root {
         config.work_root = folder;
     }
     config.check().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(node::run(config, shutdown.token()).await?)
+}
+
+/// Own kinds: of the file, and of the pool's template, which a node-manager hands over by two variables.
+fn own_kinds(file: Option<&Path>) -> Result<Vec<OwnKind>, Failure> {
+    let mut kinds = file.map(node::read_kinds).transpose().map_err(node::Error::from)?.unwrap_or_default();
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    if let Some(text) = variable(KINDS_VARIABLE) {
+        let of_pool = node::kinds_file::parse(&text);
+        kinds.extend(of_pool.map_err(|error| Failure::Usage(format!("{KINDS_VARIABLE}: {error}")))?);
+    }
+    if let Some(text) = variable(COMMAND_ENV_VARIABLE) {
+        let shared: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|error| {
+            Failure::Usage(format!("{COMMAND_ENV_VARIABLE} is no JSON object of texts: {error}"))
+        })?;
+        for kind in &mut kinds {
+            // What a kind says itself counts.
+            let own = std::mem::replace(&mut kind.env, shared.clone());
+            kind.env.extend(own);
+        }
+    }
+    Ok(kinds)
 }
 
 /// The flag, else the variable with the token, else the context's (an administrator may do everything).

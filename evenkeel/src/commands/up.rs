@@ -141,7 +141,8 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
 /// What cannot be removed.
 pub(crate) async fn down(global: &Global, args: &DownArgs) -> Result<(), Failure> {
     let state = global.state()?;
-    if owner::living(&state).is_some() {
+    let ended = usize::from(owner::living(&state).is_some());
+    if ended > 0 {
         output::say("an `evenkeel up` keeps this cluster; asking it to end");
         if !owner::end(&state, OWNER_ENDS_WITHIN).await {
             return Err(Failure::Other(
@@ -150,7 +151,7 @@ pub(crate) async fn down(global: &Global, args: &DownArgs) -> Result<(), Failure
         }
     }
     let noted = runtime::noted(&state);
-    let mut removed = 0;
+    let mut removed = ended;
     if args.runtime != RuntimeArg::Docker && state.file(PROCESSES).exists() {
         let processes = runtime::choose(RuntimeArg::Process, &state).await?;
         removed += prune(&processes, &global.cluster).await?;
