@@ -138,6 +138,16 @@ impl App {
         replies.next().await.ok_or_else(|| unavailable(Unavailable::Stopped))
     }
 
+    /// As [`App::ask`], for an answer that may take minutes: the end of the master cuts it short with a
+    /// 503, after which the caller asks again or submits again.
+    pub(crate) async fn wait_for(&self, event: impl FnOnce(ReplyId) -> Event) -> Result<Answer, Failure> {
+        tokio::select! {
+            biased;
+            answer = self.ask(event) => answer,
+            () = self.0.shutdown.cancelled() => Err(unavailable(Unavailable::Stopped)),
+        }
+    }
+
     /// Reads the scheduler's state.
     pub(crate) async fn query<R: Send + 'static>(
         &self,

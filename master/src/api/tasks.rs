@@ -59,20 +59,21 @@ pub(crate) async fn submit(
         Some(wait) => Wait::Until { until_us: app.until_us(wait.ms) },
         None => Wait::Accepted,
     };
-    let client = principal.client();
-    let answer = app
-        .ask(|reply| {
-            Event::Submit(Box::new(Submission {
-                id: TaskId(uuid::Uuid::now_v7()),
-                spec,
-                durability,
-                client,
-                key,
-                reply,
-                wait: wait_mode,
-            }))
-        })
-        .await?;
+    let submission = |reply| {
+        Event::Submit(Box::new(Submission {
+            id: TaskId(uuid::Uuid::now_v7()),
+            spec,
+            durability,
+            client: principal.client(),
+            key,
+            reply,
+            wait: wait_mode,
+        }))
+    };
+    let answer = match wait_mode {
+        Wait::Until { .. } => app.wait_for(submission).await?,
+        Wait::Accepted | Wait::Stream { .. } => app.ask(submission).await?,
+    };
     let mut response = match answer {
         Answer::Finished(task) => located(StatusCode::OK, &task),
         Answer::Accepted(task) | Answer::Unfinished(task) => located(StatusCode::ACCEPTED, &task),
@@ -137,7 +138,7 @@ pub(crate) async fn get(
         return Ok(Json(task).into_response());
     };
     let until_us = app.until_us(wait.ms);
-    match app.ask(|reply| Event::Wait { task: id, reply, until_us }).await? {
+    match app.wait_for(|reply| Event::Wait { task: id, reply, until_us }).await? {
         Answer::Finished(task) | Answer::Unfinished(task) | Answer::Accepted(task) => {
             Ok(Json(task).into_response())
         }

@@ -1,7 +1,7 @@
 //! From the submission over a node to the result, and what may come in between.
 
 use crate::{
-    harness::{Master, PATIENCE},
+    harness::{Master, PATIENCE, parse},
     node::{Node, registration},
 };
 use protocol::{
@@ -373,7 +373,14 @@ async fn long_polls_do_not_keep_a_master_from_stopping() {
         master.admin
     );
     tokio::io::AsyncWriteExt::write_all(&mut poll, request.as_bytes()).await.unwrap();
+    // Nothing shows from outside that the poll has begun; if it has not, the connection just ends.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     let begun = std::time::Instant::now();
     master.stop().await;
     assert!(begun.elapsed() < PATIENCE / 2);
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut poll, &mut answer).await;
+    if read.is_ok_and(|bytes| bytes > 0) {
+        parse(&answer).problem(503, "unavailable");
+    }
 }
