@@ -58,7 +58,10 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Client(error) | Self::Status(status_fetcher::Error::Master(error)) => error.exit_code(),
-            Self::Usage(_) | Self::Status(status_fetcher::Error::Usage(_)) | Self::Token(_) => 2,
+            Self::Usage(_)
+            | Self::Status(status_fetcher::Error::Usage(_))
+            | Self::Token(_)
+            | Self::Node(node::Error::Config(_)) => 2,
             Self::State(service::state::StateError::ClusterName(_)) => 2,
             Self::TaskEnded
             | Self::Engine(_)

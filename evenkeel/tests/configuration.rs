@@ -101,7 +101,7 @@ fn a_broken_context_says_what_to_do() {
 }
 
 /// Takes one request and answers 401; the request's head.
-fn one_request(listener: TcpListener) -> String {
+fn one_request(listener: &TcpListener) -> String {
     let (mut stream, _) = listener.accept().unwrap();
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
@@ -129,7 +129,7 @@ fn the_contexts_token_is_sent_to_the_contexts_url_and_to_no_other() {
     fs::write(state.join("context.toml"), format!("master = '{url}'\ntoken_file = 'admin.token'\n")).unwrap();
     let arguments = ["task", "list", "--state-dir", state.to_str().unwrap()];
 
-    let server = thread::spawn(move || one_request(listener));
+    let server = thread::spawn(move || one_request(&listener));
     let output = command(home.path(), &arguments).output().unwrap();
     assert!(server.join().unwrap().contains("authorization: bearer ek_the-secret"));
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
@@ -137,14 +137,14 @@ fn the_contexts_token_is_sent_to_the_contexts_url_and_to_no_other() {
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = format!("http://{}", listener.local_addr().unwrap());
-    let server = thread::spawn(move || one_request(listener));
+    let server = thread::spawn(move || one_request(&listener));
     let output = command(home.path(), &arguments).args(["--master", &other]).output().unwrap();
     assert!(!server.join().unwrap().contains("authorization"));
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = format!("http://{}", listener.local_addr().unwrap());
-    let server = thread::spawn(move || one_request(listener));
+    let server = thread::spawn(move || one_request(&listener));
     command(home.path(), &arguments)
         .args(["--master", &other])
         .env("EVENKEEL_TOKEN", "ek_mine")

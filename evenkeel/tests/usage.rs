@@ -75,6 +75,7 @@ fn wrong_values_of_each_kind_are_named_with_what_would_be_right() {
         ("up --mount /data", "SOURCE:TARGET"),
         ("up --cpus 0", "above 0"),
         ("up --memory lots", "64MiB"),
+        ("up --kinds Cargo.toml", "kind"),
         ("up --master-ip 172.18.0.22", "--subnet"),
         ("master --policy fastest", "finish-time"),
         ("master --node-lost-after 5", "30s"),

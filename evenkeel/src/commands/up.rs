@@ -17,7 +17,7 @@ use protocol::pool::Mount;
 use service::{Shutdown, duration::parse_bytes};
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -90,15 +90,20 @@ fn parse_mount(text: &str) -> Result<Mount, String> {
     Ok(Mount { source: source.display().to_string(), target: target.to_owned(), read_only })
 }
 
+/// The text of a `kinds.toml`, looked at here so that a mistake is said before anything is made.
+fn read_kinds(path: &Path) -> Result<String, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+    node::kinds_file::parse(&text).map_err(|error| wrong(&error))?;
+    Ok(text)
+}
+
 /// Brings a cluster up; stays with it until a signal comes, unless it is told to leave it.
 ///
 /// # Errors
 /// What does not work.
 pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     let state = global.state()?;
-    let read = |path: &PathBuf| {
-        std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
-    };
     let wish = Wish {
         cluster: global.cluster.clone(),
         runtime: args.runtime,
@@ -107,7 +112,7 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
         memory_bytes: args.memory,
         image: args.image,
         mounts: args.mount,
-        kinds: args.kinds.as_ref().map(read).transpose()?,
+        kinds: args.kinds.as_deref().map(read_kinds).transpose()?,
         listen: args.listen,
         subnet: args.subnet,
         master_ip: args.master_ip,
