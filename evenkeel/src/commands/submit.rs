@@ -244,7 +244,8 @@ pub(crate) fn print_ended(task: &Task, what: ResultOutput) -> Result<(), Failure
         .error
         .as_ref()
         .map_or_else(String::new, |error| format!(": {}: {}", error.code.as_str(), error.message));
-    output::say(format_args!("evenkeel: task {} is {}{why}", task.id, task.state.as_str()));
+    let verb = if task.state == TaskState::Cancelled { "was" } else { "has" };
+    output::say(format_args!("evenkeel: task {} {verb} {}{why}", task.id, task.state.as_str()));
     Err(Failure::TaskEnded)
 }
 
