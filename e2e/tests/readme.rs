@@ -1,0 +1,152 @@
+//! What the README prints, as it prints it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use e2e::{evenkeel_binary, eventually, try_run};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+fn readme() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    fs::read_to_string(root.join("README.md")).unwrap()
+}
+
+/// The commands of the block below a heading; lines that end in a backslash go on in the next.
+fn commands(heading: &str) -> Vec<String> {
+    let text = readme();
+    let section =
+        text.split(&format!("## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let block = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    block
+        .replace("\\\n", " ")
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A place where `evenkeel` is on the path and the state is the test's own, and the end of what was started.
+struct Bench {
+    folder: tempfile::TempDir,
+    path: String,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        std::os::unix::fs::symlink(evenkeel_binary(), bin.join("evenkeel")).unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        Self { folder, path }
+    }
+
+    fn shell(&self, line: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(self.folder.path()).env("PATH", &self.path).env("NO_COLOR", "1");
+        shell.env("XDG_STATE_HOME", self.state()).env_remove("DOCKER_HOST");
+        shell
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("xdg")
+    }
+
+    fn run(&self, line: &str) -> String {
+        let ran = try_run(&mut self.shell(line), "");
+        assert_eq!(ran.code, 0, "{line}: {ran:?}");
+        ran.stdout.trim().to_owned()
+    }
+}
+
+/// A subnet that nothing on this machine uses, in place of the README's, which the first network of a machine
+/// often has.
+const SUBNET: &str = "10.213.77.";
+
+#[test]
+fn the_way_by_hand_works_as_printed() {
+    struct End<'a>(&'a Bench, Option<std::process::Child>);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            if let Some(manager) = &mut self.1 {
+                let _ = try_run(Command::new("kill").arg(manager.id().to_string()), "");
+                let _ = manager.wait();
+            }
+            let label = "docker ps -aq --filter label=io.evenkeel.cluster=default";
+            let _ =
+                try_run(&mut self.0.shell(&format!("docker rm -f $({label}) evenkeel-default-master")), "");
+            let _ = try_run(&mut self.0.shell("docker network rm balancer-net"), "");
+        }
+    }
+    let taken = try_run(Command::new("docker").args(["inspect", "evenkeel-default-master"]), "");
+    assert_ne!(
+        taken.code, 0,
+        "this test needs the name evenkeel-default-master: take your own cluster down first"
+    );
+
+    let bench = Bench::new();
+    let mut end = End(&bench, None);
+    let mut said = Vec::new();
+    for line in commands("By hand, piece by piece") {
+        let line = line.replace("172.18.0.0/16", &format!("{SUBNET}0/24")).replace("172.18.0.", SUBNET);
+        if line.contains("second terminal") {
+            let manager =
+                bench.shell(&format!("exec {line}")).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            end.1 = Some(manager.unwrap());
+            continue;
+        }
+        if line.starts_with("evenkeel status-fetcher") {
+            eventually("three nodes are ready", 30, || {
+                let shown = try_run(&mut bench.shell(&line), "").stdout;
+                if shown.matches(" ready ").count() == 3 { Ok(()) } else { Err(shown) }
+            });
+        }
+        if line.starts_with("mkdir") {
+            // The master makes its token at its start; the next line reads it.
+            bench.run(&line);
+            eventually("the token is there", 10, || {
+                let made = bench.folder.path().join("state/admin.token").exists();
+                if made { Ok(()) } else { Err("not yet".to_owned()) }
+            });
+            continue;
+        }
+        let promised = line.split_once("# {").map(|(_, result)| format!("{{{result}"));
+        let printed = bench.run(&line);
+        if let Some(promised) = promised {
+            assert_eq!(printed, promised, "{line}");
+        }
+        said.push(line);
+    }
+    assert!(said.iter().any(|line| line.contains("submit fib 40")), "{said:?}");
+}
+
+#[test]
+fn the_everyday_commands_work_as_printed() {
+    struct End<'a>(&'a Bench);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            let _ = try_run(&mut self.0.shell("evenkeel down"), "");
+        }
+    }
+    let bench = Bench::new();
+    // The README's cluster is `default` on port 7400; a test must not meet a cluster that is really used.
+    let own = "EVENKEEL_CLUSTER=t-readme EVENKEEL_LISTEN=127.0.0.1:17431";
+    let _end = End(&bench);
+    let mut ran = 0;
+    for line in commands("Use it") {
+        if line.starts_with("cargo build") || line.contains("--watch") {
+            continue;
+        }
+        let promised = line.split_once("# {").map(|(_, result)| format!("{{{result}"));
+        let printed = bench.run(&format!("export {own}; {line}"));
+        if let Some(promised) = promised {
+            assert_eq!(printed, promised, "{line}");
+        }
+        ran += 1;
+    }
+    assert!(ran >= 6, "only {ran} commands were run");
+}
