@@ -21,6 +21,16 @@ pub struct Config {
     pub ended_memory_kept: usize,
     /// Most bytes of their inputs and results; the oldest go first.
     pub ended_memory_max_bytes: u64,
+    /// Most idempotency keys that are remembered (for 24 h each); past it a new one is refused with `KeysFull`.
+    pub keys_max: usize,
+    /// Most bytes of changes that are not durable yet; past it a submit is refused with `StoreFailed`.
+    pub unwritten_max_bytes: u64,
+    /// Most nodes that are remembered, gone ones included; past it the one that has been gone longest is
+    /// forgotten before its 24 h are over, and if none has gone a registration is refused with `NodesFull`.
+    pub nodes_max: usize,
+    /// Most names of kinds that were ever registered; past it a registration that brings a new one is refused
+    /// with `KindsFull`.
+    pub kinds_max: usize,
     /// Stored tasks that stay readable here after their end, so that most reads need no store.
     pub ended_stored_kept: usize,
     /// Name or URL of this master, as shown.
@@ -42,6 +52,10 @@ impl Default for Config {
             queue_max_bytes: 1 << 30,
             ended_memory_kept: 10_000,
             ended_memory_max_bytes: 256 << 20,
+            keys_max: 1_000_000,
+            unwritten_max_bytes: 256 << 20,
+            nodes_max: 10_000,
+            kinds_max: 10_000,
             ended_stored_kept: 1_000,
             leader: String::new(),
             version: String::new(),

@@ -172,6 +172,31 @@ pub enum Refusal {
         /// The name.
         name: String,
     },
+    /// So many idempotency keys are remembered that no further one can be: 429.
+    #[error(
+        "{keys} idempotency keys of the last 24 h are remembered, which is the bound; submit without a key, or \
+         try again after {retry_after_s} s"
+    )]
+    KeysFull {
+        /// Keys that are remembered.
+        keys: u64,
+        /// When the oldest of them ends.
+        retry_after_s: u32,
+    },
+    /// So many nodes are registered that no further one can be: 503.
+    #[error("{nodes} nodes are registered, which is the bound; remove some first")]
+    NodesFull {
+        /// Nodes that are registered.
+        nodes: u64,
+    },
+    /// So many kinds were registered that no further one can be: 503.
+    #[error(
+        "{kinds} kinds were registered since the master started, which is the bound; use fewer, then restart the master"
+    )]
+    KindsFull {
+        /// Kinds that are known.
+        kinds: u64,
+    },
     /// The store refuses writes: 503.
     #[error("the store refuses writes: {why}")]
     StoreFailed {

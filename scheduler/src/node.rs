@@ -74,6 +74,8 @@ pub struct Node {
     pub interval_ms: u64,
     /// An operator's drain, and until when running tasks may go on.
     pub drain: Option<Option<u64>>,
+    /// Whether an operator ended a drain: told again to a node that comes back, which may have missed it.
+    pub resumed: bool,
     /// Whether it drains of its own accord.
     pub drains_itself: bool,
     /// Since when it is lost or stopped.
@@ -133,6 +135,7 @@ impl Node {
             heard_us: now_us,
             interval_ms,
             drain: None,
+            resumed: false,
             drains_itself: false,
             gone_us: None,
             removed: false,

@@ -346,3 +346,53 @@ fn a_node_that_hands_everything_back_does_not_swallow_the_queue() {
     assert_eq!(world.runs_of(task).len(), 4);
     assert_eq!(world.task(task).attempt, 1);
 }
+
+#[test]
+fn a_resume_is_told_again_to_a_node_that_reconnects_and_a_drain_follows_its_process() {
+    let mut world = World::default();
+    let id = world.join(1, 1.0);
+    world.event(Event::Drain { node: id, deadline_ms: None });
+    world.event(Event::ChannelDown { node: id, by_node: false });
+    // Lost: there is no channel.
+    world.event(Event::Resume { node: id });
+    world.sent.clear();
+    world.up(1, &[]);
+    assert!(matches!(world.sent[..], [(_, Order::Resume)]), "{:?}", world.sent);
+    world.event(Event::Drain { node: id, deadline_ms: None });
+    world.event(Event::ChannelDown { node: id, by_node: false });
+    world.register(registration(1, 1.0), 2, Some(id));
+    world.sent.clear();
+    world.event(Event::ChannelUp { node: node(2), boot_id: boot(1), runs: Vec::new(), draining: false });
+    assert!(matches!(world.sent[..], [(_, Order::Drain { deadline_ms: None })]), "{:?}", world.sent);
+    assert_eq!(world.status(node(2)), NodeStatus::Draining);
+}
+
+#[test]
+fn past_their_bound_the_node_gone_longest_makes_room_and_nobody_else_does() {
+    let mut world = World::new(Config { nodes_max: 2, kinds_max: 20, ..Config::default() });
+    world.join(1, 1.0);
+    world.join(2, 1.0);
+    assert!(matches!(
+        world.register(registration(3, 1.0), 3, None),
+        Answer::Refused(Refusal::NodesFull { nodes: 2 })
+    ));
+    world.kill(node(1));
+    world.pass_ms(61_000, &[node(2)]);
+    assert_eq!(world.core.session_name(node(1), world.now()).as_deref(), Some("n1"));
+    assert!(matches!(world.register(registration(3, 1.0), 3, None), Answer::Registered { .. }));
+    assert_eq!(world.core.session_name(node(1), world.now()), None);
+    let mut many = registration(3, 1.0);
+    many.kinds = (0..20).map(|n| kind(&format!("kind{n}"))).collect();
+    assert!(matches!(world.register(many, 4, Some(node(3))), Answer::Refused(Refusal::KindsFull { .. })));
+}
+
+#[test]
+fn a_replaced_node_is_forgotten_after_a_minute() {
+    let mut world = World::new(Config { nodes_max: 2, ..Config::default() });
+    world.join(1, 1.0);
+    for number in 2..10 {
+        let answer = world.register(registration(1, 1.0), number, Some(node(number - 1)));
+        assert!(matches!(answer, Answer::Registered { .. }), "{number}: {answer:?}");
+        world.pass_ms(61_000, &[node(number)]);
+    }
+}

@@ -10,7 +10,7 @@ use protocol::{
     work::{Outcome, RunRef},
 };
 use scheduler::{
-    Config,
+    Config, TaskFilter,
     effect::{Answer, Refusal},
     event::{Event, Wait},
     record::Op,
@@ -408,4 +408,81 @@ fn ended_memory_tasks_stay_readable_up_to_a_bound_and_are_gone_then() {
     assert_eq!(world.refusal(reply), Refusal::Gone);
     assert_eq!(world.state(tasks[2]), TaskState::Succeeded);
     assert!(world.core.task(tasks[0], world.now()).is_none());
+}
+
+#[test]
+fn a_disk_end_is_shown_and_held_against_a_cancel_only_when_it_is_on_disk() {
+    let mut world = World::default();
+    world.join(1, 1.0);
+    let (task, _) = world.submit(burn(100));
+    let (node, run) = world.run_of(task).unwrap();
+    world.store_works = false;
+    world.end(node, task, run, Outcome::Succeeded);
+    let shown = world.task(task);
+    assert_eq!(shown.state, TaskState::Running);
+    assert!(shown.result.is_none() && shown.finished_at.is_none() && shown.run_ms.is_none());
+    let listed = |world: &World, state| {
+        let filter = TaskFilter { state: Some(state), ..TaskFilter::default() };
+        world.core.tasks(&filter, world.now()).len()
+    };
+    assert_eq!((listed(&world, TaskState::Running), listed(&world, TaskState::Succeeded)), (1, 0));
+    let cancel = world.reply();
+    world.event(Event::Cancel { task, reply: cancel });
+    assert!(world.told(cancel).is_none());
+    let impatient = world.reply();
+    world.event(Event::Wait { task, reply: impatient, until_us: world.now_us + 10_000 });
+    world.pass_ms(20, &[node]);
+    let Some(Answer::Unfinished(told)) = world.told(impatient) else { panic!("{:?}", world.told(impatient)) };
+    assert_eq!(told.state, TaskState::Running);
+    world.commit();
+    assert_eq!(world.refusal(cancel), Refusal::Ended { state: TaskState::Succeeded });
+    assert_eq!((listed(&world, TaskState::Running), listed(&world, TaskState::Succeeded)), (0, 1));
+    assert!(world.task(task).result.is_some());
+}
+
+#[test]
+fn past_their_bound_new_keys_are_refused_and_known_ones_still_name_their_task() {
+    let mut world = World::new(Config { keys_max: 2, ..Config::default() });
+    let submit = |world: &mut World, key: &str| {
+        let mut submission = world.submission(burn(100), Durability::Disk, Wait::Accepted);
+        submission.key = Some((key.into(), [0; 32]));
+        world.send(submission)
+    };
+    let (first, _) = submit(&mut world, "one");
+    submit(&mut world, "two");
+    let (_, reply) = submit(&mut world, "three");
+    assert!(matches!(world.refusal(reply), Refusal::KeysFull { keys: 2, .. }));
+    let (_, reply) = submit(&mut world, "one");
+    assert!(matches!(world.told(reply), Some(Answer::Accepted(task)) if task.id == first));
+    let (_, reply) = world.submit(burn(100));
+    assert!(matches!(world.told(reply), Some(Answer::Accepted(_))));
+}
+
+#[test]
+fn while_the_store_fails_what_waits_to_be_written_is_bounded() {
+    let bound = 64 << 10;
+    let mut world = World::new(Config { unwritten_max_bytes: bound, ..Config::default() });
+    world.join(1, 1.0);
+    world.store_works = false;
+    let mut refused = None;
+    for _ in 0..1_000 {
+        let (task, reply) = world.submit_memory(burn(10), 3_600_000);
+        if world.run_of(task).is_none() {
+            refused = Some(world.refusal(reply));
+            break;
+        }
+        // Stored by now, were it not for the store.
+        world.pass_ms(200, &[node(1)]);
+        world.fail();
+        world.succeed(task);
+    }
+    assert!(matches!(refused, Some(Refusal::StoreFailed { .. })), "{refused:?}");
+    world.store_works = true;
+    world.commit();
+    world.pass_ms(10_000, &[node(1)]);
+    let (task, _) = world.submit_memory(burn(10), 3_600_000);
+    world.succeed(task);
+    let (task, reply) = world.submit(burn(10));
+    world.succeed(task);
+    assert!(matches!(world.told(reply), Some(Answer::Accepted(_))));
 }

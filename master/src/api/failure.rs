@@ -33,6 +33,12 @@ impl From<Refusal> for Failure {
                 problem.retry_after_s = Some(retry_after_s.max(1));
                 problem
             }
+            Refusal::KeysFull { retry_after_s, .. } => {
+                let mut problem = Problem::queue_full(detail);
+                problem.retry_after_s = Some(retry_after_s.max(1));
+                problem
+            }
+            Refusal::NodesFull { .. } | Refusal::KindsFull { .. } => Problem::unavailable(detail),
             Refusal::UnknownKind { .. } => Problem::unknown_kind(detail),
             Refusal::NeverFits { .. } => Problem::never_fits(detail),
             Refusal::KeyReused => Problem::key_reused(detail),

@@ -91,11 +91,10 @@ async fn may_use_name(app: &App, principal: &Principal, name: &str) -> Result<Op
         },
         Principal::Node(old) => {
             let old = *old;
-            let known = app.query(move |core, now| core.node(old, now)).await?;
-            match known {
-                Some(view) if view.name != name => Err(Problem::forbidden(format!(
-                    "this session token is of node {:?}; it cannot register another name",
-                    view.name
+            let own = app.query(move |core, now| core.session_name(old, now)).await?;
+            match own {
+                Some(own) if own != name => Err(Problem::forbidden(format!(
+                    "this session token is of node {own:?}; it cannot register another name"
                 ))
                 .into()),
                 _ => Ok(Some(old)),

@@ -39,9 +39,14 @@ impl Core {
         }
         self.heard(now, id, out);
         self.reconcile(now, id, runs, out);
-        if let Some(drain) = self.nodes.get(&id).and_then(|node| node.drain) {
-            let left = drain.map(|until_us| until_us.saturating_sub(now.mono_us) / 1_000);
-            self.order(id, Order::Drain { deadline_ms: left }, out);
+        match self.nodes.get(&id).map(|node| (node.drain, node.resumed)) {
+            Some((Some(drain), _)) => {
+                let left = drain.map(|until_us| until_us.saturating_sub(now.mono_us) / 1_000);
+                self.order(id, Order::Drain { deadline_ms: left }, out);
+            }
+            // A resume that was lost with its connection would leave the node draining for good.
+            Some((None, true)) if !draining => self.order(id, Order::Resume, out),
+            _ => {}
         }
         self.update_status(now, id, out);
         self.touched.insert(id);

@@ -4,7 +4,7 @@
 //! While the store fails, changes of tasks that were accepted wait in order and are written again after
 //! a pause; results stay with their nodes meanwhile. New `disk` tasks are tried at once and refused.
 
-use super::state::{Entry, Stored, Want};
+use super::state::{Entry, Store, Stored, Want};
 use super::submit::refuse;
 use super::{Core, Effect, Now, Refusal, ReplyId, TaskId, Timer};
 use crate::{
@@ -21,6 +21,11 @@ const MOST_PAUSE_US: u64 = 5_000_000;
 impl Core {
     /// Writes at once, even while the store fails: for what is refused if it cannot be written.
     pub(super) fn write_through(&mut self, op: Op, out: &mut Vec<Effect>) {
+        self.store.unwritten_bytes += Store::bytes_of(&op);
+        self.emit(op, out);
+    }
+
+    fn emit(&mut self, op: Op, out: &mut Vec<Effect>) {
         self.store.last.0 += 1;
         let seq = self.store.last;
         self.store.outstanding.push_back((seq, op.clone()));
@@ -30,6 +35,7 @@ impl Core {
     /// Writes in the order of what happened.
     pub(super) fn write(&mut self, op: Op, out: &mut Vec<Effect>) {
         if self.store.pause_us > 0 && !self.store.void.is_empty() {
+            self.store.unwritten_bytes += Store::bytes_of(&op);
             self.store.void.push_back(op);
         } else {
             self.write_through(op, out);
@@ -38,6 +44,7 @@ impl Core {
 
     pub(super) fn written(&mut self, now: Now, through: WriteSeq, out: &mut Vec<Effect>) {
         while let Some((_, op)) = self.store.outstanding.pop_front_if(|(seq, _)| *seq <= through) {
+            self.store.done(&op);
             match op {
                 Op::TaskAccepted(record) => self.accepted(now, record.id, out),
                 Op::TaskEnded { task, .. } => self.end_written(task.id, out),
@@ -89,7 +96,8 @@ impl Core {
         let mut void = Vec::new();
         while let Some((_, op)) = self.store.outstanding.pop_front_if(|(seq, _)| *seq <= through) {
             match op {
-                Op::TaskAccepted(record) if self.live(record.id).is_some_and(|live| live.durable) => {
+                Op::TaskAccepted(ref record) if self.live(record.id).is_some_and(|live| live.durable) => {
+                    self.store.done(&op);
                     self.refuse_acceptance(record.id, why, out);
                 }
                 op => void.push(op),
@@ -167,7 +175,9 @@ impl Core {
                 Op::TaskEnded { .. } | Op::NodeRegistered(_) | Op::NodeGone { .. } => true,
             };
             if wanted {
-                self.write_through(op, out);
+                self.emit(op, out);
+            } else {
+                self.store.done(&op);
             }
         }
     }

@@ -82,6 +82,7 @@ impl Core {
             task.cpu_ms = Some(whole_ms(cpu_ms));
         }
         let stored = live.stored != Stored::No;
+        let before = if end.ran.is_some() { TaskState::Running } else { live.state() };
         let result_bytes = task.result.as_ref().map_or(0, |result| result.get().len() as u64);
         let mut ended = Ended {
             task: Arc::new(task),
@@ -89,6 +90,7 @@ impl Core {
             winner: end.ran.map(|(run, node, ..)| (run, node)),
             writing: stored,
             durable: live.durable,
+            before,
             waiters: live.waiters,
             decision: live.decision,
         };
@@ -137,6 +139,8 @@ impl Core {
     pub(super) fn cancel(&mut self, now: Now, id: TaskId, reply: ReplyId, out: &mut Vec<Effect>) {
         match self.tasks.get(&id) {
             None => refuse(reply, self.unknown(id), out),
+            // A crash could undo an end that is still being written, so nobody is told of it yet.
+            Some(Entry::Ended(ended)) if ended.is_open() => self.push_waiter(id, reply, Want::TooLate),
             Some(Entry::Ended(ended)) => refuse(reply, Refusal::Ended { state: ended.task.state }, out),
             Some(Entry::Live(live)) if live.life.phase() == Phase::Accepting => {
                 refuse(reply, Refusal::NotFound, out);

@@ -6,7 +6,7 @@ use super::{Core, Effect, KindId, KindInfo, Node, NodeId, Now, Refusal, ReplyId,
 use crate::{
     effect::{Answer, Change, Order},
     event::RunEnded,
-    node::{Channel, SESSION_US},
+    node::{Channel, SESSION_US, SHOWN_US},
     record::{NodeRecord, Op},
 };
 use protocol::{
@@ -65,6 +65,9 @@ impl Core {
         if before.is_some_and(|before| alive(&before) && replaces != Some(before)) {
             return refuse(reply, Refusal::NameInUse { name: registration.name }, out);
         }
+        if let Err(refusal) = self.has_room(now, &registration, before) {
+            return refuse(reply, refusal, out);
+        }
         self.alive += 1;
         let kinds = self.register_kinds(&registration, now.mono_us);
         let boot_id = registration.boot_id;
@@ -88,9 +91,41 @@ impl Core {
         out.push(Effect::Changed(Change::Node { node: id, status: NodeStatus::Starting }));
     }
 
+    /// Whether one more node can be remembered, if need be without the one that has been gone longest.
+    fn has_room(
+        &mut self,
+        now: Now,
+        registration: &NodeRegistration,
+        before: Option<NodeId>,
+    ) -> Result<(), Refusal> {
+        if self.kinds.count_with(&registration.kinds) > self.config.kinds_max {
+            return Err(Refusal::KindsFull { kinds: self.config.kinds_max as u64 });
+        }
+        if self.nodes.len() < self.config.nodes_max {
+            return Ok(());
+        }
+        let may_go = |node: &&Node| {
+            node.gone_us.is_some()
+                && node.ledger.is_empty()
+                && !node.is_shown(now.mono_us)
+                && Some(node.id()) != before
+        };
+        let oldest = self.nodes.values().filter(may_go).min_by_key(|node| (node.gone_us, node.id()));
+        let Some(oldest) = oldest.map(Node::id) else {
+            return Err(Refusal::NodesFull { nodes: self.nodes.len() as u64 });
+        };
+        self.end_session(oldest);
+        self.nodes.remove(&oldest);
+        Ok(())
+    }
+
     /// A name has a new node. The same process keeps its runs; those of another one are lost.
     fn replace(&mut self, now: Now, before: NodeId, id: NodeId, boot_id: BootId, out: &mut Vec<Effect>) {
         if self.nodes.get(&before).is_some_and(|node| node.boot_id == boot_id) {
+            let orders = self.nodes.get(&before).map(|node| (node.drain, node.resumed));
+            if let (Some(orders), Some(node)) = (orders, self.nodes.get_mut(&id)) {
+                (node.drain, node.resumed) = orders;
+            }
             let runs: Vec<_> = self
                 .nodes
                 .get(&before)
@@ -110,6 +145,7 @@ impl Core {
         }
         self.lose(now, before, "a new process has taken its name", out);
         self.end_session(before);
+        self.timers.insert((now.mono_us + SHOWN_US, Timer::Forget(before)));
     }
 
     fn end_session(&mut self, id: NodeId) {
@@ -246,7 +282,7 @@ impl Core {
         out.push(Effect::Changed(Change::Node { node: id, status }));
     }
 
-    /// A node that was gone for 24 h cannot come back.
+    /// A node that was gone for 24 h, or whose session is over, cannot come back.
     pub(super) fn forget(&mut self, now: Now, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         if node.gone_us.is_none() {
@@ -256,10 +292,13 @@ impl Core {
             self.timers.insert((node.heard_us + SESSION_US, Timer::Forget(id)));
             return;
         }
-        if node.ledger.is_empty() {
-            self.end_session(id);
-            self.nodes.remove(&id);
+        if !node.ledger.is_empty() {
+            // A task waits for its `rerun_after_ms` here.
+            self.timers.insert((now.mono_us + SHOWN_US, Timer::Forget(id)));
+            return;
         }
+        self.end_session(id);
+        self.nodes.remove(&id);
     }
 
     pub(super) fn leaving(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
@@ -302,6 +341,7 @@ impl Core {
     pub(super) fn resume(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.gone_us.is_none()) else { return };
         node.drain = None;
+        node.resumed = true;
         // It says so again with its next report if it still drains of its own accord.
         node.drains_itself = false;
         self.order(id, Order::Resume, out);
@@ -312,6 +352,7 @@ impl Core {
     pub(super) fn remove(&mut self, now: Now, id: NodeId, out: &mut Vec<Effect>) {
         self.lose(now, id, "an operator removed it", out);
         self.end_session(id);
+        self.timers.insert((now.mono_us + SHOWN_US, Timer::Forget(id)));
     }
 
     /// The node failed by itself (rule 7).

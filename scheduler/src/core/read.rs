@@ -1,6 +1,6 @@
 //! What is shown; nothing here changes anything.
 
-use super::state::{Entry, Live};
+use super::state::{Ended, Entry, Live};
 use super::{Core, Node, NodeId, Now, TaskId, TaskState};
 use crate::{
     event::ClientId,
@@ -53,7 +53,7 @@ impl TaskFilter {
             }
             Entry::Ended(ended) => {
                 let task = &ended.task;
-                (task.state, &task.kind, task.node, &task.labels, ended.client)
+                (ended.state(), &task.kind, task.node, &task.labels, ended.client)
             }
         };
         !entry.is_accepting()
@@ -99,6 +99,32 @@ impl Live {
     }
 }
 
+impl Ended {
+    /// Whether its end could still be undone by a crash, so that it is shown as if it had not ended.
+    pub(super) const fn is_open(&self) -> bool {
+        self.writing && self.durable
+    }
+
+    fn state(&self) -> TaskState {
+        if self.is_open() { self.before } else { self.task.state }
+    }
+
+    pub(super) fn shown(&self) -> Arc<Task> {
+        if !self.is_open() {
+            return Arc::clone(&self.task);
+        }
+        Arc::new(Task {
+            state: self.before,
+            result: None,
+            error: None,
+            finished_at: None,
+            run_ms: None,
+            cpu_ms: None,
+            ..Task::clone(&self.task)
+        })
+    }
+}
+
 impl Entry {
     fn is_accepting(&self) -> bool {
         matches!(self, Self::Live(live) if live.life.phase() == Phase::Accepting)
@@ -107,15 +133,15 @@ impl Entry {
     fn shown(&self, id: TaskId, now: Now) -> (Arc<Task>, ClientId) {
         match self {
             Self::Live(live) => (Arc::new(live.shown(id, now)), live.record.client),
-            // An end that is not committed yet is not told.
-            Self::Ended(ended) => (Arc::clone(&ended.task), ended.client),
+            Self::Ended(ended) => (ended.shown(), ended.client),
         }
     }
 }
 
 impl Core {
     /// A task that has not ended, or that has and is still in memory, and its submitter.
-    /// A `disk` task that is not committed yet is not shown.
+    /// A `disk` task that is not committed yet is not shown; one whose end is not committed yet is shown as
+    /// it was before.
     #[must_use]
     pub fn task(&self, id: TaskId, now: Now) -> Option<(Arc<Task>, ClientId)> {
         self.tasks.get(&id).filter(|entry| !entry.is_accepting()).map(|entry| entry.shown(id, now))
@@ -149,6 +175,13 @@ impl Core {
     #[must_use]
     pub fn node(&self, id: NodeId, now: Now) -> Option<NodeView> {
         self.nodes.get(&id).filter(|node| node.is_shown(now.mono_us)).map(|node| self.view(node, now))
+    }
+
+    /// The name of a node whose session is valid, shown or not: the only one that its token may take.
+    #[must_use]
+    pub fn session_name(&self, id: NodeId, now: Now) -> Option<String> {
+        let node = self.nodes.get(&id).filter(|node| node.session_valid(now.mono_us))?;
+        Some(node.record.registration.name.clone())
     }
 
     fn view(&self, node: &Node, now: Now) -> NodeView {

@@ -1,5 +1,6 @@
 //! What the core remembers of a task, a kind and the store.
 
+use super::submit::bytes_of;
 use crate::{
     effect::WriteSeq,
     estimate::{Estimate, Size},
@@ -12,15 +13,18 @@ use crate::{
 use protocol::{
     NodeId, RunId,
     node::KindInfo,
-    task::{Resources, Task},
+    task::{Resources, Task, TaskState},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
 /// How long a kind or a shape of node stays known after the last registration, in microseconds: 7 days.
 pub(super) const KNOWN_US: u64 = 7 * 24 * 3_600 * 1_000_000;
+
+/// What a change takes until it is durable, beside a task's input and result, in bytes.
+const OP_BYTES: u64 = 512;
 
 /// What a caller still has to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub(super) enum Want {
     Due,
     /// That their cancel was done.
     Cancelled,
+    /// That their cancel came after the end, once that end is certain.
+    TooLate,
 }
 
 /// Whether a task is in the store.
@@ -82,6 +88,8 @@ pub(super) struct Ended {
     pub(super) writing: bool,
     /// Whether callers are told only once it is written.
     pub(super) durable: bool,
+    /// As what it is shown until then.
+    pub(super) before: TaskState,
     pub(super) waiters: Vec<(ReplyId, Want)>,
     pub(super) decision: Option<Box<Decision>>,
 }
@@ -116,10 +124,33 @@ pub(super) struct Store {
     pub(super) outstanding: VecDeque<(WriteSeq, Op)>,
     /// Written again once the store is tried again, in this order.
     pub(super) void: VecDeque<Op>,
+    /// What all of these take, as [`Store::bytes_of`] counts: grows with what is asked, shrinks with what is
+    /// durable or not wanted any more.
+    pub(super) unwritten_bytes: u64,
     /// How long it waits before that, in microseconds; 0 while writes succeed.
     pub(super) pause_us: u64,
     /// Callers who are told a number once everything up to this write is durable.
     pub(super) counts: Vec<(WriteSeq, ReplyId, u64)>,
+}
+
+impl Store {
+    /// What a change takes until it is durable.
+    pub(super) fn bytes_of(op: &Op) -> u64 {
+        match op {
+            Op::TaskAccepted(record) => bytes_of(&record.spec),
+            Op::TaskEnded { task, .. } => {
+                let length =
+                    |json: &Option<protocol::task::Json>| json.as_ref().map_or(0, |json| json.get().len());
+                OP_BYTES + (length(&task.input) + length(&task.result)) as u64
+            }
+            _ => OP_BYTES,
+        }
+    }
+
+    /// A change is durable, or not wanted any more.
+    pub(super) fn done(&mut self, op: &Op) {
+        self.unwritten_bytes = self.unwritten_bytes.saturating_sub(Self::bytes_of(op));
+    }
 }
 
 /// The kinds that are known.
@@ -158,6 +189,12 @@ impl Kinds {
         self.names.push(Arc::clone(&name));
         self.ids.insert(name, id);
         id
+    }
+
+    /// How many names there would be with those of these kinds.
+    pub(super) fn count_with(&self, kinds: &[KindInfo]) -> usize {
+        let fresh: BTreeSet<_> = kinds.iter().map(|kind| kind.name.as_str()).collect();
+        self.names.len() + fresh.iter().filter(|name| !self.ids.contains_key(**name)).count()
     }
 
     pub(super) fn name(&self, id: KindId) -> Arc<str> {

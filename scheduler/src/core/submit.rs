@@ -21,7 +21,7 @@ const TASK_BYTES: u64 = 1_024;
 /// Longest advice to try again, in seconds.
 const MOST_RETRY_AFTER_S: f64 = 60.0;
 
-fn bytes_of(spec: &TaskSpec) -> u64 {
+pub(super) fn bytes_of(spec: &TaskSpec) -> u64 {
     let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 64).sum();
     TASK_BYTES + (spec.kind.len() + labels + spec.input.as_ref().map_or(0, |input| input.get().len())) as u64
 }
@@ -38,6 +38,14 @@ impl Core {
         }
         if let Err(refusal) = self.admit(&spec, now.mono_us) {
             return refuse(reply, refusal, out);
+        }
+        // A key that was promised 24 h is never forgotten for a new one.
+        if key.is_some()
+            && let Some((keys, left_us)) = self.keys.full(now.mono_us, self.config.keys_max)
+        {
+            // At most 24 h and at most the bound, so the casts are exact.
+            let (keys, retry_after_s) = (keys as u64, (left_us / 1_000_000) as u32 + 1);
+            return refuse(reply, Refusal::KeysFull { keys, retry_after_s }, out);
         }
         // What is promised before it ends has to be stored first, whatever the class.
         let durable = durability == Durability::Disk
@@ -91,6 +99,10 @@ impl Core {
             let half_s = self.queue.cpu_s() / self.index.effective_cores().max(0.1) / 2.0;
             let retry_after_s = half_s.clamp(1.0, MOST_RETRY_AFTER_S) as u32;
             return Err(Refusal::QueueFull { tasks, bytes: self.live_bytes, retry_after_s });
+        }
+        if self.store.unwritten_bytes >= self.config.unwritten_max_bytes {
+            let why = format!("{} bytes of changes wait to be written", self.store.unwritten_bytes);
+            return Err(Refusal::StoreFailed { why });
         }
         Ok(())
     }
@@ -198,7 +210,7 @@ impl Core {
         let say = |answer, last, out: &mut Vec<Effect>| out.push(Effect::Answer { reply, answer, last });
         match self.tasks.get(&id) {
             None => say(Answer::Stored(id), true, out),
-            Some(Entry::Ended(ended)) if !(ended.writing && ended.durable) => {
+            Some(Entry::Ended(ended)) if !ended.is_open() => {
                 let task = Arc::clone(&ended.task);
                 match wait {
                     Wait::Accepted => say(Answer::Accepted(task), true, out),
@@ -257,7 +269,13 @@ impl Core {
                 self.persist(id, out);
                 self.answer_stored(now, id, out);
             }
-            // Its end is being written: that is answered in a moment.
+            // Its end is not certain yet, and may not be for as long as the store fails.
+            Some(Entry::Ended(ended)) if ended.is_open() => {
+                ended.waiters.retain(|waiter| waiter.0 != reply);
+                let answer = Answer::Unfinished(ended.shown());
+                self.replies.remove(&reply);
+                out.push(Effect::Answer { reply, answer, last: true });
+            }
             Some(Entry::Ended(_)) | None => {}
         }
     }
@@ -302,6 +320,7 @@ impl Core {
             let answer = match want {
                 Want::Accepted => Answer::Accepted(task),
                 Want::Cancelled => Answer::Cancelled(task),
+                Want::TooLate => Answer::Refused(Refusal::Ended { state: task.state }),
                 Want::Stream { .. } | Want::Until { .. } | Want::Due => Answer::Finished(task),
             };
             out.push(Effect::Answer { reply, answer, last: true });
