@@ -42,6 +42,7 @@ pub use error::{Error, ErrorClass};
 pub use tasks::SubmitOptions;
 
 use std::sync::Arc;
+pub use transport::POOL_IDLE;
 use transport::Transport;
 
 /// A client of one cluster. Cheap to clone; clones share connections and the choice of master.

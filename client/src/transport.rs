@@ -20,6 +20,9 @@ use std::{
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Most bytes of a foreign answer that are shown in an error.
 const MAX_EXCERPT_CHARS: usize = 200;
+/// How long an idle connection is kept for the next request. Below the 10 s that the master keeps one, so
+/// that none is closed under a request.
+pub const POOL_IDLE: Duration = Duration::from_secs(8);
 const JSON: &str = "application/json";
 
 /// One request to make.
@@ -168,8 +171,7 @@ impl Transport {
             .retry(reqwest::retry::never())
             .connect_timeout(config.timeouts.connect)
             .tcp_keepalive(Duration::from_secs(15))
-            // Below what servers allow, so that a connection is rarely closed under a request.
-            .pool_idle_timeout(Duration::from_secs(20))
+            .pool_idle_timeout(POOL_IDLE)
             .tls_certs_only(certificates)
             .build()
             .map_err(|error| Error::Config(format!("the HTTP client cannot be made: {error}")))?;

@@ -97,6 +97,14 @@ fn arrows_between_crates_point_downward_only() {
     }
 }
 
+#[test]
+fn the_master_never_dials_an_address_that_a_node_told_it() {
+    let dependencies = normal_dependencies(&metadata());
+    let dialing = ["reqwest", "client", "tokio-rustls", "hyper-rustls"];
+    let found: Vec<_> = dialing.iter().filter(|name| dependencies["master"].contains(**name)).collect();
+    assert!(found.is_empty(), "the master answers and has nobody to ask, but depends on {found:?}");
+}
+
 /// Source files of ours below a folder, `target` left out.
 fn sources(below: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(below).unwrap() {

@@ -18,7 +18,10 @@ pub struct Config {
     pub insecure_loopback: bool,
     /// File with an admin token, made (0600) if it is not there.
     pub bootstrap_token_file: Option<PathBuf>,
-    /// Hosts that are answered to, beside IP literals, `localhost` and the machine's own name.
+    /// Name of the cluster. `evenkeel-<cluster>-master`, the name of its master's container, is answered to.
+    pub cluster: String,
+    /// Hosts that are answered to, beside IP literals, `localhost`, the machine's own name and that of the
+    /// master's container.
     pub allow_hosts: Vec<String>,
     /// Silence after which a node counts as lost, in milliseconds.
     pub node_lost_after_ms: u64,
@@ -48,6 +51,7 @@ impl Config {
             state_dir: state_dir.into(),
             insecure_loopback: false,
             bootstrap_token_file: None,
+            cluster: "default".to_owned(),
             allow_hosts: Vec::new(),
             node_lost_after_ms: core.node_lost_after_ms,
             policy: core.policy,

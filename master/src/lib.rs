@@ -9,8 +9,8 @@
 //! - `guard` is the one place that checks host, origin, token and scope, with `hosts` and `auth`;
 //! - `api` holds one file per part of the HTTP API, and `api::routes` the table of all routes;
 //! - `pools` knows what is wanted of each pool and who keeps it, `template_kinds` what it can run;
-//! - `brain` is the one task that owns the scheduler, `link` the shell of one work channel, `store`
-//!   what outlives the process;
+//! - `brain` is the one task that owns the scheduler, `link` the shell of one work channel, `places`
+//!   bounds their number, `store` is what outlives the process;
 //! - `bootstrap` makes the first token.
 
 mod api;
@@ -21,6 +21,7 @@ mod config;
 mod guard;
 mod hosts;
 mod link;
+mod places;
 mod pools;
 mod run;
 mod server;

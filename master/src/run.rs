@@ -11,6 +11,7 @@ use crate::{
     brain::Brain,
     guard,
     hosts::Hosts,
+    places::Places,
     pools::Board,
     server,
     store::{self, Store},
@@ -59,11 +60,12 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         tokens,
         pools,
         pool_writer: tokio::sync::Mutex::default(),
-        hosts: Hosts::new(own_names().chain(std::mem::take(&mut config.allow_hosts))),
+        hosts: Hosts::new(own_names(&config.cluster).chain(std::mem::take(&mut config.allow_hosts))),
         routes: routes::Index::new(&table),
         open: config.insecure_loopback,
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),
+        places: Places::default(),
         schemas: Default::default(),
     });
     // The brain may have ended already; then its end is seen below.
@@ -138,7 +140,9 @@ async fn load_tokens(store: &dyn Store, bootstrap_file: Option<&Path>) -> Result
     Ok(Tokens::new(kept))
 }
 
-/// The name of this machine or container.
-fn own_names() -> impl Iterator<Item = String> {
-    std::iter::once(rustix::system::uname().nodename().to_string_lossy().into_owned())
+/// The name of this machine, and that of the master's container (contract section 7), which a container
+/// cannot see itself: inside, the machine's name is the container's id.
+fn own_names(cluster: &str) -> impl Iterator<Item = String> {
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    [machine, format!("evenkeel-{cluster}-master")].into_iter()
 }

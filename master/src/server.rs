@@ -21,12 +21,13 @@ use tower::ServiceExt as _;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Most open HTTP connections; beyond it new ones wait in the kernel's backlog. An upgraded
-    /// connection (a work channel) no longer counts: there is at most one per registered node.
+    /// connection (a work channel) no longer counts here: [`crate::places`] bounds those.
     pub(crate) connections: usize,
     /// Most bytes of a request's line and headers (431 past it).
     pub(crate) header_bytes: usize,
     /// How long a connection may take to send its next whole header. hyper counts the idle time of a
-    /// kept-alive connection the same way, so this is the idle bound too.
+    /// kept-alive connection the same way, so this is the idle bound too. Our own client lets go of idle
+    /// connections before (`client::POOL_IDLE`), so that none is closed under a request.
     pub(crate) header_read: Duration,
     /// How long a peer may read nothing of what is written to it before the connection is lost.
     pub(crate) write_stall: Duration,
@@ -130,5 +131,16 @@ async fn serve_stream(
     };
     if let Err(error) = ended {
         tracing::debug!(peer = %peer.0, %error, "connection ended with an error");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_client_lets_go_of_idle_connections_before_the_server_does() {
+        let spare = Duration::from_secs(1);
+        assert!(client::POOL_IDLE + spare <= Limits::default().header_read);
     }
 }

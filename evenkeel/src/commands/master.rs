@@ -76,6 +76,7 @@ pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) 
     };
     config.listen = args.listen;
     config.insecure_loopback = args.insecure_loopback;
+    config.cluster.clone_from(&global.cluster);
     config.allow_hosts = args.allow_host;
     config.node_lost_after_ms = args.node_lost_after;
     config.queue_max_tasks = args.queue_max_tasks;

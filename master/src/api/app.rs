@@ -5,6 +5,7 @@ use crate::{
     auth::{Principal, TokenHash, Tokens},
     brain::{Brain, Unavailable},
     hosts::Hosts,
+    places::{Place, Places},
     pools::{Board, WriteIf},
     store::Store,
 };
@@ -51,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) shutdown: CancellationToken,
     /// Streams and work channels.
     pub(crate) tasks: TaskTracker,
+    /// How many work channels there may be.
+    pub(crate) places: Places,
     /// Schemas of own kinds.
     pub(crate) schemas: Schemas,
 }
@@ -239,6 +242,18 @@ impl App {
         self.0.store.ended_task(id).await.map_err(|error| store_failed(&error))
     }
 
+    /// The ended task that an idempotency key stands for, which only the store still has.
+    pub(crate) async fn keyed_task(&self, id: TaskId) -> Result<Arc<Task>, Failure> {
+        match self.ended_task(id).await? {
+            Some((task, _)) => Ok(task),
+            // Keys are kept for their time whatever else is dropped, and ended tasks are not.
+            None => Err(Problem::gone(format!(
+                "this Idempotency-Key stands for task {id}, which has ended, and its result is no longer kept"
+            ))
+            .into()),
+        }
+    }
+
     /// Ended tasks of the store, newest first; without `full` their input and result are left out.
     pub(crate) async fn ended_tasks(
         &self,
@@ -281,6 +296,11 @@ impl App {
     pub(crate) async fn check_ready(&self) -> Result<(), Failure> {
         self.query(|_, _| ()).await?;
         self.0.store.check_writable().await.map_err(|error| store_failed(&error))
+    }
+
+    /// A place for one more work channel of this node.
+    pub(crate) fn channel_place(&self, node: NodeId) -> Result<Place, Failure> {
+        self.0.places.take(node).map_err(|error| Problem::unavailable(error.to_string()).into())
     }
 
     /// Serves a node's work channel until it closes.

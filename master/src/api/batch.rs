@@ -121,7 +121,7 @@ impl Stream {
                     Err(_) => return,
                 },
                 Some((offered, answer, replies)) = self.pending.next(), if room && !self.pending.is_empty() => {
-                    if self.answered(offered, answer, replies) {
+                    if self.answered(offered, answer, replies).await {
                         retry_at = Instant::now() + FULL_RETRY;
                     }
                 },
@@ -179,7 +179,7 @@ impl Stream {
     }
 
     /// Passes an answer on; true if the queue was full, so that the line has to wait.
-    fn answered(&mut self, offered: Offered, answer: Option<Answer>, replies: Replies) -> bool {
+    async fn answered(&mut self, offered: Offered, answer: Option<Answer>, replies: Replies) -> bool {
         let (number, name) = (offered.number, offered.name.clone());
         match answer {
             Some(Answer::Accepted(task)) => {
@@ -191,6 +191,7 @@ impl Stream {
             Some(Answer::Finished(task) | Answer::Unfinished(task) | Answer::Cancelled(task)) => {
                 self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
             }
+            Some(Answer::Stored(id)) => self.stored(number, name, id).await,
             Some(Answer::Refused(Refusal::QueueFull { .. })) => {
                 self.refused.push(offered);
                 return true;
@@ -200,6 +201,24 @@ impl Stream {
             None => self.fault(number, name, Problem::unavailable("the master is stopping")),
         }
         false
+    }
+
+    /// Answers a line whose key stands for an ended task that only the store still has. One look-up at a
+    /// time, so that a stream that is sent again whole does not crowd the store.
+    async fn stored(&mut self, number: u64, name: Option<String>, id: TaskId) {
+        let Mode { ack, detach } = self.mode;
+        if ack || detach {
+            self.say(number, name.clone(), BatchEvent::Accepted { id });
+        }
+        if detach {
+            return;
+        }
+        match self.app.keyed_task(id).await {
+            Ok(task) => {
+                self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
+            }
+            Err(Failure(problem)) => self.fault(number, name, problem),
+        }
     }
 
     fn fault(&self, number: u64, name: Option<String>, mut problem: Problem) {

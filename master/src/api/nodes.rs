@@ -183,13 +183,17 @@ pub(crate) async fn work(
             Problem::malformed(format!("the WebSocket must offer the subprotocol {SUBPROTOCOL}")).into()
         );
     }
+    let place = app.channel_place(id)?;
     let link = app.clone();
     Ok(upgrade
         .protocols([SUBPROTOCOL])
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_MESSAGE_BYTES)
         .on_failed_upgrade(move |error| tracing::debug!(request_id, %error, "work channel not upgraded"))
-        .on_upgrade(move |socket| async move { link.serve_link(id, socket).await }))
+        .on_upgrade(move |socket| async move {
+            link.serve_link(id, socket).await;
+            drop(place);
+        }))
 }
 
 /// `POST /v1/nodes/{id}/exited`.

@@ -21,7 +21,7 @@ use protocol::{
 };
 use scheduler::{
     core::TaskFilter,
-    effect::Answer,
+    effect::{Answer, Refusal},
     event::{Event, Submission, Wait},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -77,6 +77,10 @@ pub(crate) async fn submit(
     let mut response = match answer {
         Answer::Finished(task) => located(StatusCode::OK, &task),
         Answer::Accepted(task) | Answer::Unfinished(task) => located(StatusCode::ACCEPTED, &task),
+        Answer::Stored(id) => {
+            let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+            located(status, &*app.keyed_task(id).await?)
+        }
         Answer::Refused(refusal) => return Err(refusal.into()),
         other => return Err(app.unexpected(&other)),
     };
@@ -142,6 +146,10 @@ pub(crate) async fn get(
         Answer::Finished(task) | Answer::Unfinished(task) | Answer::Accepted(task) => {
             Ok(Json(task).into_response())
         }
+        // It ended and left the scheduler's memory since it was looked up.
+        Answer::Refused(Refusal::NotFound | Refusal::Gone) => {
+            Ok(Json(visible(&app, &principal, id).await?).into_response())
+        }
         Answer::Refused(refusal) => Err(refusal.into()),
         other => Err(app.unexpected(&other)),
     }
@@ -154,13 +162,17 @@ pub(crate) async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
     let id: TaskId = params::id(&id, "task")?;
+    let ended = |task: &Task| Failure::from(Refusal::Ended { state: task.state });
     let task = visible(&app, &principal, id).await?;
     if task.state.is_terminal() {
-        let state = task.state.as_str();
-        return Err(Problem::conflict(format!("the task has already ended: it is {state}")).into());
+        return Err(ended(&task));
     }
     match app.ask(|reply| Event::Cancel { task: id, reply }).await? {
         Answer::Cancelled(task) | Answer::Finished(task) => Ok(Json(task).into_response()),
+        // It ended and left the scheduler's memory since it was looked up.
+        Answer::Refused(Refusal::NotFound | Refusal::Gone) => {
+            Err(ended(&*visible(&app, &principal, id).await?))
+        }
         Answer::Refused(refusal) => Err(refusal.into()),
         other => Err(app.unexpected(&other)),
     }
@@ -250,13 +262,17 @@ pub(crate) async fn explain(
 ) -> Result<Json<Explanation>, Failure> {
     let id: TaskId = params::id(&id, "task")?;
     let task = visible(&app, &principal, id).await?;
-    let explained = app.query(move |core, now| core.explain(id, now)).await?;
-    Ok(Json(explained.unwrap_or_else(|| Explanation {
+    if let Some(explained) = app.query(move |core, now| core.explain(id, now)).await? {
+        return Ok(Json(explained));
+    }
+    // What the scheduler does not have any more has ended, if not before it was looked up, then since.
+    let task = if task.state.is_terminal() { task } else { visible(&app, &principal, id).await? };
+    Ok(Json(Explanation {
         reason: "ended".to_owned(),
         message: format!("the task is {}; how it was placed is no longer kept", task.state.as_str()),
         position: None,
         estimated_cpu_ms: None,
         predicted_run_ms: None,
         candidates: Vec::new(),
-    })))
+    }))
 }

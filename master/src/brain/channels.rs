@@ -22,11 +22,13 @@ struct Channel {
     wake_us: Option<u64>,
 }
 
-/// All open work channels. A node has at most one that counts: the one that greeted last.
+/// All open work channels. A node has at most two: the one that greeted last, which is the one that counts,
+/// and the one that was opened last, if it has not greeted yet.
 #[derive(Default)]
 pub(super) struct Channels {
     channels: HashMap<LinkId, Channel>,
     current: HashMap<NodeId, LinkId>,
+    ungreeted: HashMap<NodeId, LinkId>,
     timers: BTreeSet<(u64, LinkId)>,
     unflushed: BTreeSet<LinkId>,
     scratch: Vec<LinkEffect>,
@@ -47,6 +49,9 @@ impl Channels {
         now_us: u64,
         events: &mut Vec<Event>,
     ) {
+        if let Some(older) = self.ungreeted.insert(node, id) {
+            self.with(older, events, |link, out| link.close(CloseReason::SessionOver, out));
+        }
         let mut effects = std::mem::take(&mut self.scratch);
         let link = Link::new(node, epoch, report_interval_ms, now_us, &mut effects);
         self.channels.insert(id, Channel { link, node, socket, wake_us: None });
@@ -151,6 +156,9 @@ impl Channels {
         self.set_timer(id, None);
         self.unflushed.remove(&id);
         let Some(channel) = self.channels.remove(&id) else { return };
+        if self.ungreeted.get(&channel.node) == Some(&id) {
+            self.ungreeted.remove(&channel.node);
+        }
         if self.current.get(&channel.node) == Some(&id) {
             self.current.remove(&channel.node);
             events.push(Event::ChannelDown { node: channel.node, by_node });
@@ -170,6 +178,9 @@ impl Channels {
     fn inbound(&mut self, id: LinkId, inbound: Inbound, events: &mut Vec<Event>) {
         let Some(node) = self.channels.get(&id).map(|channel| channel.node) else { return };
         if let Inbound::Up { .. } = inbound {
+            if self.ungreeted.get(&node) == Some(&id) {
+                self.ungreeted.remove(&node);
+            }
             self.supersede(node, id, events);
         }
         events.push(event(node, inbound));

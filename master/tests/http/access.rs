@@ -70,6 +70,22 @@ async fn a_foreign_host_is_421_before_anything_else() {
 }
 
 #[tokio::test]
+async fn the_name_of_the_clusters_master_container_is_answered_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let host = |host| [("host", host)];
+    let own = master.raw("GET", "/livez", &host("evenkeel-default-master:7400"), b"").await;
+    assert_eq!(own.status, 200);
+    master.raw("GET", "/livez", &host("evenkeel-blue-master:7400"), b"").await.problem(421, "foreign-host");
+    master.stop().await;
+    let master = Master::start_with(dir.path(), |config| config.cluster = "blue".to_owned()).await;
+    assert_eq!(master.raw("GET", "/livez", &host("evenkeel-blue-master:7400"), b"").await.status, 200);
+    let other = master.raw("GET", "/livez", &host("evenkeel-default-master:7400"), b"").await;
+    other.problem(421, "foreign-host");
+    master.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_browser_sends_for_another_site_is_403_even_with_a_token() {
     let dir = tempfile::tempdir().unwrap();
     let master = Master::start(dir.path()).await;

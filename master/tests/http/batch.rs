@@ -228,3 +228,37 @@ async fn an_open_stream_does_not_keep_a_master_from_stopping() {
     batch.begun().await;
     master.stop().await;
 }
+
+#[tokio::test]
+async fn a_key_whose_task_only_the_store_still_has_is_answered_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyed = |name: &str| json!({"ref": name, "idempotency_key": "k", "kind": "fib", "input": {"n": 5}});
+    let master = Master::start(dir.path()).await;
+    let node = answering(&master, 1).await;
+    let mut batch = Batch::open(&master, "").await;
+    batch.line(&keyed("first")).await;
+    batch.end().await;
+    batch.begun().await;
+    let id = batch.next().await.unwrap()["task"]["id"].clone();
+    node.await.unwrap();
+    master.stop().await;
+
+    let master = Master::start(dir.path()).await;
+    for (query, types) in
+        [("", &["finished"][..]), ("?ack=1", &["accepted", "finished"]), ("?detach=1", &["accepted"])]
+    {
+        let mut batch = Batch::open(&master, query).await;
+        batch.line(&keyed("again")).await;
+        batch.end().await;
+        batch.begun().await;
+        let answers = batch.rest().await;
+        let told: Vec<_> = answers["again"].iter().map(|answer| answer["type"].as_str().unwrap()).collect();
+        assert_eq!(told, types, "{query}: {answers:?}");
+        for answer in &answers["again"] {
+            let (told, task) = (&answer["id"], &answer["task"]);
+            assert_eq!(if task.is_null() { told } else { &task["id"] }, &id, "{answer}");
+            assert!(task.is_null() || task["result"] == json!({"value": "5"}), "{answer}");
+        }
+    }
+    master.stop().await;
+}

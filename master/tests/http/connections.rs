@@ -1,10 +1,16 @@
 //! What the server does with connections that do not behave.
 
-use crate::harness::{Master, parse};
+use crate::{
+    harness::{Master, PATIENCE, parse},
+    node::Node,
+};
+use futures_util::StreamExt as _;
+use session::close::CloseReason;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 async fn send(master: &Master, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(master.address).await.unwrap();
@@ -62,4 +68,29 @@ async fn open_connections_do_not_keep_a_master_from_stopping() {
     let mut rest = Vec::new();
     let _reset = idle.read_to_end(&mut rest).await;
     let _reset = half.read_to_end(&mut rest).await;
+}
+
+#[tokio::test]
+async fn a_node_has_at_most_one_channel_that_has_not_greeted() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let mut node = Node::register(&master, "n-1").await;
+    let mut older = node.dial(&master).await;
+    for _ in 0..16 {
+        let newer = node.dial(&master).await;
+        let closed = async {
+            loop {
+                if let Message::Close(frame) = older.next().await.expect("a close comes first").unwrap() {
+                    return frame.expect("the close says why").code;
+                }
+            }
+        };
+        let code = tokio::time::timeout(PATIENCE, closed).await.expect("the older channel is closed");
+        assert_eq!(u16::from(code), CloseReason::SessionOver.code());
+        older = newer;
+    }
+    // A newer one that greets takes the place of all.
+    node.open(&master, vec![]).await;
+    assert_eq!(node.report(&master, 1).await, 200);
+    master.stop().await;
 }

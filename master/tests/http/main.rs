@@ -8,6 +8,7 @@
 )]
 
 mod access;
+mod after_a_restart;
 mod bad_input;
 mod batch;
 mod connections;

@@ -78,8 +78,8 @@ impl Node {
         master.call_as(Some(&self.session), "POST", &path, &body).await.status
     }
 
-    /// Opens the work channel, says hello, and takes the welcome.
-    pub(crate) async fn open(&mut self, master: &Master, runs: Vec<RunRef>) {
+    /// Opens the work channel and says nothing.
+    pub(crate) async fn dial(&self, master: &Master) -> WebSocketStream<MaybeTlsStream<TcpStream>> {
         let url = format!("ws://{}/v1/nodes/{}/work", master.address, self.id);
         let mut request = url.into_client_request().unwrap();
         let headers = request.headers_mut();
@@ -87,7 +87,12 @@ impl Node {
         headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
         let (socket, answer) = connect_async(request).await.unwrap();
         assert_eq!(answer.headers()["sec-websocket-protocol"], SUBPROTOCOL);
-        self.socket = Some(socket);
+        socket
+    }
+
+    /// Opens the work channel, says hello, and takes the welcome.
+    pub(crate) async fn open(&mut self, master: &Master, runs: Vec<RunRef>) {
+        self.socket = Some(self.dial(master).await);
         self.waiting.clear();
         let hello = Hello {
             epoch: self.epoch,

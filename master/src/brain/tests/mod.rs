@@ -224,3 +224,22 @@ async fn a_defect_in_the_store_ends_the_brain_with_an_error() {
     assert!(matches!(ended, Err(BrainError::WriterGone)), "{ended:?}");
     assert!(answer(&mut replies).await.is_none());
 }
+
+#[tokio::test]
+async fn a_channel_that_has_not_greeted_gives_way_to_the_next_one_and_the_one_that_counts_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, boot_id) = ids();
+    let master = Master::start(dir.path()).await;
+    master.register(node, boot_id).await;
+    let mut fake = FakeNode::connect(&master, node, boot_id, Vec::new()).await;
+    let mut silent = master.brain.open_link(node).await.unwrap();
+    let _newer = master.brain.open_link(node).await.unwrap();
+    // Its own bound for silence is longer than this.
+    let closed = timeout(Duration::from_secs(4), silent.orders.recv()).await.expect("it is closed at once");
+    let over = session::close::CloseReason::SessionOver;
+    assert!(matches!(closed, Some(ToSocket::Close(ref reason)) if *reason == over), "{closed:?}");
+    timeout(LONG, silent.over.cancelled()).await.unwrap();
+    master.submit(Durability::Memory, Wait::Stream { ack: false }).await;
+    fake.next_run().await;
+    master.stop().await;
+}
