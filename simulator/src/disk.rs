@@ -1,5 +1,6 @@
 //! A store that is really lost when power fails before it was synced.
 
+use crate::plant::Plant;
 use protocol::{NodeId, RunId, TaskId, Timestamp, task::Task};
 use scheduler::{
     effect::WriteSeq,
@@ -18,22 +19,34 @@ pub struct Disk {
     keys: Vec<(ClientId, Arc<str>, [u8; 32], TaskId)>,
     /// What must never happen and did, for the checker.
     pub violations: Vec<String>,
+    plant: Option<Plant>,
 }
 
 impl Disk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new(plant: Option<Plant>) -> Self {
+        Self { plant, ..Self::default() }
+    }
+
     /// A master starts: its epoch is durable before it does anything else.
     pub fn start_master(&mut self) -> (u64, Recovered) {
-        self.epoch += 1;
+        if self.epoch == 0 || self.plant != Some(Plant::SameEpoch) {
+            self.epoch += 1;
+        }
         let recovered = Recovered {
             tasks: self.open.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
-            keys: self.keys.clone(),
+            keys: if self.plant == Some(Plant::KeysForgotten) { Vec::new() } else { self.keys.clone() },
         };
         (self.epoch, recovered)
     }
 
     /// A transaction becomes durable, whole.
-    pub fn commit(&mut self, ops: Vec<(WriteSeq, Op)>) {
+    pub fn commit(&mut self, mut ops: Vec<(WriteSeq, Op)>) {
+        if self.plant == Some(Plant::TornTransaction) && ops.len() > 2 {
+            ops.pop();
+        }
         for (_, op) in ops {
             self.apply(op);
         }
@@ -62,6 +75,11 @@ impl Disk {
             return;
         }
         if let Some((key, hash)) = &record.key {
+            if let Some((.., before)) =
+                self.keys.iter().find(|known| known.0 == record.client && known.1 == *key)
+            {
+                self.violations.push(format!("key {key} names task {before} and task {}", record.id));
+            }
             self.keys.push((record.client, Arc::clone(key), *hash, record.id));
         }
         self.open.insert(record.id, OpenTask { record, attempt: 0, running: None });

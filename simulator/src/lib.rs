@@ -4,7 +4,7 @@
 //!
 //! A tour: [`agenda`] is the clock; [`disk`] what survives a crash; [`master`] and [`node`] the two programs
 //! without their shells; [`world`] the network, the callers and the faults; [`history`] what clients saw and
-//! whether it may be.
+//! whether it may be; [`plant`] bugs that it must find.
 //!
 //! What must hold for every seed: what was acknowledged ends, once, with the right result; the disk agrees
 //! with what clients were told; no node obeys an older epoch after a newer; at the end nothing is left
@@ -15,8 +15,10 @@ pub mod disk;
 pub mod history;
 pub mod master;
 pub mod node;
+pub mod plant;
 pub mod world;
 
+pub use plant::Plant;
 pub use world::{Setup, Summary, World};
 
 /// Prints one line of a trace.

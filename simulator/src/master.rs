@@ -2,6 +2,7 @@
 //! with the same batching (all effects of a step together, one transaction at a time), and effects as data
 //! for the world to carry out.
 
+use crate::plant::Plant;
 use bytes::Bytes;
 use protocol::{NodeId, Timestamp, node::Report};
 use scheduler::{
@@ -47,12 +48,20 @@ pub struct Master {
     core_wake_us: Option<u64>,
     link_wake_us: BTreeMap<ConnId, u64>,
     effects: Vec<Effect>,
+    plant: Option<Plant>,
 }
 
 impl Master {
     /// A master starts at this time with what the disk gave back.
     #[must_use]
-    pub fn start(now_us: u64, epoch: u64, seed: u64, recovered: Recovered, out: &mut Vec<Out>) -> Self {
+    pub fn start(
+        now_us: u64,
+        epoch: u64,
+        seed: u64,
+        recovered: Recovered,
+        plant: Option<Plant>,
+        out: &mut Vec<Out>,
+    ) -> Self {
         let config = Config { epoch, seed, ..Config::default() };
         let core = Core::new(config, time(now_us, now_us), recovered);
         let mut master = Self {
@@ -66,6 +75,7 @@ impl Master {
             core_wake_us: None,
             link_wake_us: BTreeMap::new(),
             effects: Vec::new(),
+            plant,
         };
         master.core.start(time(now_us, now_us), &mut master.effects);
         master.perform(now_us, out);
@@ -134,6 +144,15 @@ impl Master {
     pub fn committed(&mut self, now_us: u64, through: WriteSeq, out: &mut Vec<Out>) {
         self.committing = false;
         self.event(now_us, Event::Written { through }, out);
+    }
+
+    /// The disk refused the transaction that was on its way, up to this write; what has gathered since is void
+    /// too, as with the real store.
+    pub fn commit_failed(&mut self, now_us: u64, through: WriteSeq, out: &mut Vec<Out>) {
+        self.committing = false;
+        let through = self.gathered.last().map_or(through, |(seq, _)| *seq);
+        self.gathered.clear();
+        self.event(now_us, Event::WriteFailed { through, why: "the disk refuses".to_owned() }, out);
     }
 
     /// When the master wants to be woken, in time of the world.
@@ -236,6 +255,8 @@ impl Master {
         let mut to_flush = Vec::new();
         for effect in std::mem::take(&mut self.effects) {
             match effect {
+                Effect::Send { order: Order::Committed { .. }, .. }
+                    if self.plant == Some(Plant::CommittedUntold) => {}
                 Effect::Write { seq, op } => self.gathered.push((seq, op)),
                 Effect::Send { node, order } => {
                     if let Some((conn, link)) =

@@ -2,33 +2,33 @@
 //! them, all moved by one agenda and one seed.
 //!
 //! What the network may do: delay everything; hold back what is sent while a node is cut off (as TCP does) and
-//! break the channel if it lasts; lose requests and answers of callers when the master dies. What the disk
-//! may do: take its time, and lose what was not synced when the master dies.
+//! break the channel if it lasts; lose requests and answers, of callers and of nodes, at any time. What the disk
+//! may do: take its time, refuse writes for a while, and lose what was not synced when the master dies.
 
 use crate::{
     agenda::Agenda,
     disk::Disk,
-    history::{Entry, History},
+    history::History,
     master::{ConnId, Master, Out},
-    node::{SimInput, SimNode},
+    node::SimNode,
+    plant::Plant,
 };
 use bytes::Bytes;
-use protocol::{
-    NodeId, RunId, TaskId,
-    node::Report,
-    task::{Durability, Task, TaskSpec},
-};
+use protocol::{NodeId, RunId, TaskId, node::Report, task::Durability};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use scheduler::{
-    effect::{Answer, Refusal, WriteSeq},
-    event::{ClientId, Event, ReplyId, Submission, Wait},
+    effect::{Answer, WriteSeq},
+    event::ReplyId,
     record::Op,
 };
 use session::{
     node::Bearer,
-    retry::{Decision, Outcome, Policy, Retry},
+    retry::{Outcome, Retry},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
+
+/// How many of all requests, or their answers, are lost on the way although nobody died.
+const LOST_RATIO: f64 = 0.03;
 
 /// How a run of the simulation is set up.
 #[derive(Clone, Copy, Debug)]
@@ -45,13 +45,23 @@ pub struct Setup {
     pub peace_us: u64,
     /// Whether to print what happens.
     pub trace: bool,
+    /// A bug that the shells of this run have, to show that the simulation would find it.
+    pub plant: Option<Plant>,
 }
 
 impl Setup {
     /// A small cluster in a bad minute.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self { seed, nodes: 4, tasks: 60, faults_us: 40_000_000, peace_us: 300_000_000, trace: false }
+        Self {
+            seed,
+            nodes: 4,
+            tasks: 60,
+            faults_us: 40_000_000,
+            peace_us: 300_000_000,
+            trace: false,
+            plant: None,
+        }
     }
 }
 
@@ -108,6 +118,8 @@ enum Ev {
 enum Request {
     Submit(u64),
     Wait(u64, TaskId),
+    /// `GET` without `wait`: what the scheduler shows, or the store.
+    Read(u64, TaskId),
     Cancel(u64, TaskId),
 }
 
@@ -137,6 +149,10 @@ pub struct World {
     rng: SmallRng,
     /// The disk outlives every master.
     pub disk: Disk,
+    /// Every transaction that ends before this time fails.
+    disk_refuses_until_us: u64,
+    /// When the last transaction is durable: none overtakes another.
+    disk_us: u64,
     master: Option<Master>,
     wake_epoch: u64,
     /// The nodes.
@@ -170,7 +186,9 @@ impl World {
             setup,
             agenda: Agenda::default(),
             rng,
-            disk: Disk::default(),
+            disk: Disk::new(setup.plant),
+            disk_refuses_until_us: 0,
+            disk_us: 0,
             master: None,
             wake_epoch: 0,
             nodes,
@@ -287,6 +305,11 @@ impl World {
         }
     }
 
+    /// Whether something gets lost on its way now.
+    fn is_lost(&mut self) -> bool {
+        self.agenda.now_us() < self.setup.faults_us && self.rng.random_bool(LOST_RATIO)
+    }
+
     fn delay(&mut self) -> u64 {
         // Mostly a local network, sometimes a bad moment.
         if self.rng.random_bool(0.02) {
@@ -343,7 +366,8 @@ impl World {
         self.trace(|| format!("master starts with epoch {epoch}, {} open tasks", recovered.tasks.len()));
         let mut out = Vec::new();
         let seed = self.rng.random();
-        self.master = Some(Master::start(now_us, epoch, seed, recovered, &mut out));
+        let plant = self.setup.plant;
+        self.master = Some(Master::start(now_us, epoch, seed, recovered, plant, &mut out));
         self.perform(now_us, out);
     }
 
@@ -385,6 +409,13 @@ impl World {
             return;
         }
         let Some(through) = ops.last().map(|(seq, _)| *seq) else { return };
+        if self.setup.plant == Some(Plant::AnswerBeforeCommit) {
+            return self.disk.commit(ops);
+        }
+        if self.disk_refuses_until_us > now_us {
+            self.trace(|| "the disk refuses a transaction".to_owned());
+            return self.with_master(now_us, |master, out| master.commit_failed(now_us, through, out));
+        }
         self.disk.commit(ops);
         self.with_master(now_us, |master, out| master.committed(now_us, through, out));
     }
@@ -408,7 +439,12 @@ impl World {
                 Out::Commit(ops) => {
                     let epoch = self.master.as_ref().map_or(0, |master| master.epoch);
                     let sync_us = self.rng.random_range(500..20_000);
-                    self.agenda.after(sync_us, Ev::Durable(epoch, ops));
+                    self.disk_us = (now_us + sync_us).max(self.disk_us);
+                    let through = ops.last().map(|(seq, _)| *seq);
+                    self.agenda.at(self.disk_us, Ev::Durable(epoch, ops));
+                    if let (Some(Plant::AnswerBeforeCommit), Some(through)) = (self.setup.plant, through) {
+                        self.with_master(now_us, |master, out| master.committed(now_us, through, out));
+                    }
                 }
             }
         }
@@ -426,191 +462,6 @@ impl World {
         let cut_us = self.nodes[channel.node].cut_until_us;
         channel.to_node_us = (now_us + delay).max(channel.to_node_us).max(cut_us);
         self.agenda.at(channel.to_node_us, Ev::AtNode(conn, message));
-    }
-
-    // --- callers ----------------------------------------------------------------------------------
-
-    fn reply(&mut self, caller: Caller) -> ReplyId {
-        self.next_reply += 1;
-        let reply = ReplyId(self.next_reply);
-        self.waiting.insert(reply, caller);
-        reply
-    }
-
-    fn request(&mut self, now_us: u64, request: &Request) {
-        let number = match request {
-            Request::Submit(number) | Request::Wait(number, _) | Request::Cancel(number, _) => *number,
-        };
-        if matches!(request, Request::Submit(_)) {
-            self.remember(number);
-        }
-        let Some(master) = self.master.as_ref() else {
-            let delay = self.delay();
-            return self.agenda.after(delay, Ev::RequestBroke(number, Outcome::NotConnected));
-        };
-        let until_us = master.mono_us(now_us) + 5_000_000;
-        // The shell of the real master looks into the store for what the scheduler has forgotten.
-        if let Request::Wait(_, task) | Request::Cancel(_, task) = request
-            && master.core.task(*task, master.now(now_us)).is_none()
-            && let Some(ended) = self.disk.ended(*task).cloned()
-        {
-            let reply = self.reply(Caller::Client(number));
-            return self.answer(reply, Answer::Finished(ended));
-        }
-        let reply = self.reply(Caller::Client(number));
-        let event = match request {
-            Request::Submit(_) => Event::Submit(Box::new(self.submission(now_us, number, reply, until_us))),
-            Request::Wait(_, task) => Event::Wait { task: *task, reply, until_us },
-            Request::Cancel(_, task) => Event::Cancel { task: *task, reply },
-        };
-        self.with_master(now_us, |master, out| master.event(now_us, event, out));
-    }
-
-    fn remember(&mut self, number: u64) {
-        let fails = self.rng.random_bool(0.1);
-        let durability = if self.rng.random_bool(0.25) { Durability::Memory } else { Durability::Disk };
-        self.history.entries.entry(number).or_insert(Entry {
-            id: None,
-            value: number * 7 + 1,
-            fails,
-            durability,
-            acknowledged: false,
-            cancel_asked: false,
-            refused: false,
-            ended: None,
-        });
-    }
-
-    fn submission(&mut self, now_us: u64, number: u64, reply: ReplyId, until_us: u64) -> Submission {
-        let entry = &self.history.entries[&number];
-        // A task's size follows from its number, so that a repeated submit is the same body.
-        let work_us = 1_000 + (number * 7_919 % 40) * (number * 7_919 % 40) * 2_000;
-        let input = SimInput { value: entry.value, work_us, fails: entry.fails };
-        let input = serde_json::value::to_raw_value(&input).ok().map(Arc::from);
-        let durability = entry.durability;
-        let mut spec = TaskSpec::new("work", input);
-        spec.max_attempts = Some(10);
-        let keyed = durability == Durability::Disk;
-        Submission {
-            id: self.task_id(now_us),
-            spec,
-            durability,
-            client: ClientId(u128::from(number % 3)),
-            key: keyed
-                .then(|| (Arc::from(format!("key-{number}")), [u8::try_from(number % 251).unwrap_or(0); 32])),
-            reply,
-            wait: if keyed { Wait::Accepted } else { Wait::Until { until_us } },
-        }
-    }
-
-    fn task_id(&mut self, now_us: u64) -> TaskId {
-        let millis = 1_767_225_600_000 + now_us / 1_000;
-        TaskId(uuid::Builder::from_unix_timestamp_millis(millis, &self.rng.random()).into_uuid())
-    }
-
-    fn answer(&mut self, reply: ReplyId, answer: Answer) {
-        let delay = self.delay();
-        match self.waiting.remove(&reply) {
-            Some(Caller::Client(number)) => self.agenda.after(delay, Ev::Answered(number, Box::new(answer))),
-            Some(Caller::Node(at, life)) => {
-                let node = match answer {
-                    Answer::Registered { node, .. } => Some(node),
-                    _ => None,
-                };
-                self.agenda.after(delay, Ev::ToNode(at, life, NodeAnswer::Registered(node)));
-            }
-            None => {}
-        }
-    }
-
-    fn answered(&mut self, number: u64, answer: Answer) {
-        self.retries.remove(&number);
-        self.trace(|| format!("client of {number} is told {}", summary_of(&answer)));
-        match answer {
-            Answer::Accepted(task) | Answer::Unfinished(task) => {
-                self.acknowledge(number, &task);
-                let think_us = self.rng.random_range(1_000..3_000_000);
-                self.agenda.after(think_us, Ev::Ask(number));
-            }
-            Answer::Finished(task) | Answer::Cancelled(task) => self.acknowledge(number, &task),
-            Answer::Refused(
-                Refusal::Ended { .. } | Refusal::QueueFull { .. } | Refusal::StoreFailed { .. },
-            ) => {
-                self.agenda.after(1_000_000, Ev::Ask(number));
-            }
-            Answer::Refused(refusal) => self.refused(number, &refusal),
-            // The shell of the real master answers with what the store has.
-            Answer::Stored(task) => match self.disk.ended(task).cloned() {
-                Some(ended) => self.acknowledge(number, &ended),
-                None => self
-                    .history
-                    .violations
-                    .push(format!("submission {number} is task {task}, which no store has")),
-            },
-            Answer::CancelledCount(_) | Answer::Registered { .. } => {}
-        }
-    }
-
-    fn acknowledge(&mut self, number: u64, task: &Task) {
-        if let Some(entry) = self.history.entries.get_mut(&number) {
-            entry.acknowledged = true;
-        }
-        self.history.told(number, task);
-    }
-
-    fn refused(&mut self, number: u64, refusal: &Refusal) {
-        let Some(entry) = self.history.entries.get_mut(&number) else { return };
-        if entry.acknowledged && entry.ended.is_none() {
-            self.history
-                .violations
-                .push(format!("submission {number} was acknowledged and is now refused: {refusal}"));
-            return;
-        }
-        // A kind that no node has registered yet is a refusal that time mends.
-        if matches!(refusal, Refusal::UnknownKind { .. }) {
-            return self.agenda.after(500_000, Ev::Request(Request::Submit(number)));
-        }
-        entry.refused = true;
-    }
-
-    /// A request broke: the production policy says whether it is sent again. A client that gives up on a task
-    /// that it knows to be accepted comes back later all the same, as people do.
-    fn broke(&mut self, now_us: u64, number: u64, outcome: Outcome) {
-        let fraction = self.rng.random();
-        let Some(entry) = self.history.entries.get_mut(&number) else { return };
-        let repeatable = entry.durability == Durability::Disk || entry.acknowledged;
-        let (retry, since_us) = self
-            .retries
-            .entry(number)
-            .or_insert_with(|| (Retry::new(Policy::PATIENT, repeatable, 1), now_us));
-        match retry.decide((now_us - *since_us) / 1_000, outcome, fraction) {
-            Decision::Again { after_ms, .. } => self.agenda.after(after_ms * 1_000 + 1_000, Ev::Ask(number)),
-            Decision::GiveUp => {
-                self.retries.remove(&number);
-                if repeatable {
-                    self.agenda.after(1_000_000, Ev::Ask(number));
-                } else {
-                    entry.refused = true;
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, number: u64) {
-        let Some(entry) = self.history.entries.get_mut(&number) else { return };
-        if entry.ended.is_some() {
-            return;
-        }
-        let request = match entry.id {
-            None => Request::Submit(number),
-            Some(id) if !entry.cancel_asked && number % 13 == 5 => {
-                entry.cancel_asked = true;
-                Request::Cancel(number, id)
-            }
-            Some(id) => Request::Wait(number, id),
-        };
-        let delay = self.delay();
-        self.agenda.after(delay, Ev::Request(request));
     }
 }
 
@@ -637,6 +488,7 @@ fn summary_of(answer: &Answer) -> String {
     }
 }
 
+mod callers;
 mod manager;
 mod nodes;
 

@@ -93,6 +93,9 @@ impl World {
                 if self.master.is_none() {
                     return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
                 }
+                if self.is_lost() {
+                    return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
+                }
                 let node = self.fresh_node_id(now_us);
                 let replaces = self.nodes[at].registered.filter(|_| bearer == Bearer::Session);
                 let registration = Box::new(self.nodes[at].registration());
@@ -100,6 +103,9 @@ impl World {
                 let session_hash = *session_hash_of(node);
                 let event = Event::Register { node, session_hash, replaces, registration, reply };
                 self.with_master(now_us, |master, out| master.event(now_us, event, out));
+                if self.is_lost() && self.waiting.remove(&reply).is_some() {
+                    self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
+                }
             }
             NodeRequest::Connect(node) => {
                 let known = self.master.as_ref().is_some_and(|master| {
@@ -111,6 +117,7 @@ impl World {
                     self.with_master(now_us, |master, out| master.channel_opened(now_us, conn, node, out));
                 }
             }
+            NodeRequest::Report(..) if self.is_lost() => {}
             NodeRequest::Report(node, report) => self.with_master(now_us, |master, out| {
                 master.report(now_us, node, *report, out);
             }),
@@ -298,7 +305,7 @@ impl World {
     pub(super) fn fault(&mut self, now_us: u64) {
         let at = self.rng.random_range(0..self.nodes.len());
         let long_us = self.rng.random_range(100_000..15_000_000);
-        match self.rng.random_range(0..13_u32) {
+        match self.rng.random_range(0..15_u32) {
             0..=2 => {
                 let master_us = self.agenda.now_us();
                 self.kill_master(master_us);
@@ -311,6 +318,10 @@ impl World {
             11..=12 => {
                 self.manager.desired = self.rng.random_range(1..=self.nodes.len() as u32);
                 self.trace(|| format!("{} nodes are wanted", self.manager.desired));
+            }
+            13..=14 => {
+                self.trace(|| format!("the disk refuses writes for {} ms", long_us / 3_000));
+                self.disk_refuses_until_us = now_us + long_us / 3;
             }
             6..=7 => {
                 self.trace(|| format!("node-{at} is stopped for {} ms", long_us / 1_000));
