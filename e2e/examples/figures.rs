@@ -59,6 +59,31 @@ fn main() {
     let used = (cpu_seconds(&node) - before) / started.elapsed().as_secs_f64();
     println!("node at rest with its reports: {:.3} % of a core", used * 100.0);
 
+    let mut replaced = Vec::new();
+    for how in [&["kill", "-s", "KILL"][..], &["rm", "-f"], &["stop", "-t", "1"]] {
+        let id = || {
+            docker(&[
+                "ps",
+                "-aq",
+                "--no-trunc",
+                "--filter",
+                &format!("name=^{node}$"),
+                "--filter",
+                "status=running",
+            ])
+        };
+        let before = id();
+        docker(&[how, &[&node]].concat());
+        let started = Instant::now();
+        while [String::new(), before.clone()].contains(&id()) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        replaced.push(format!("docker {} {:.1} s", how[0], started.elapsed().as_secs_f64()));
+        cluster.wait_for_ready(2, 30);
+        thread::sleep(Duration::from_secs(12));
+    }
+    println!("gone to running again: {}", replaced.join(", "));
+
     let started = Instant::now();
     cluster.evenkeel(&["node-manager", "scale", "20"]);
     let nodes = cluster.wait_for_ready(20, 60);

@@ -22,12 +22,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 30;
 const SIZES: [(&str, &str); 3] = [("small", "0.2"), ("middle", "0.4"), ("large", "0.8")];
 
 fn backlog(cluster: &Cluster) -> Child {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":33}}\n".repeat(20_000)).unwrap();
+    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":37}}\n".repeat(4_000)).unwrap();
     let (_, path) = file.keep().unwrap();
     cluster
         .command()
@@ -56,7 +56,7 @@ fn main() {
     let mut batch = backlog(&cluster);
     thread::sleep(Duration::from_secs(6));
     let before = rates(&cluster);
-    docker(&["exec", "-d", &containers["large"], "/evenkeel", "burn", "--cores", "1", "--seconds", "90"]);
+    docker(&["exec", "-d", &containers["large"], "/evenkeel", "burn", "--cores", "1", "--seconds", "120"]);
     thread::sleep(Duration::from_secs(3));
 
     let large = cluster.node("large").unwrap().text("id").to_owned();

@@ -17,6 +17,9 @@ pub const REPEAT_US: u64 = 5_000_000;
 /// A container whose node the master has not seen for so long, from its start on, is replaced: its join
 /// token is used up or has ended, so waiting cannot help.
 pub const REGISTER_WITHIN_US: u64 = 120_000_000;
+/// A container that runs although the master has counted its node as lost for so long, without a break, is
+/// replaced: its agent is stuck, and its work runs elsewhere by now. Longer than a network is usually away.
+pub const RETURN_WITHIN_US: u64 = 60_000_000;
 /// The successor of a dead node waits so long for its name; if that cannot be freed, it gets another.
 pub const NAME_WITHIN_US: u64 = 10_000_000;
 /// Most exits kept for a master that does not take them; the oldest is dropped.
@@ -45,7 +48,8 @@ struct Life {
     age_us: u64,
     seen_us: u64,
     node: Option<NodeId>,
-    unregistered_since_us: u64,
+    /// Since when the master has not had its node, or has it as lost.
+    out_of_reach_since_us: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -193,14 +197,19 @@ impl History {
                 age_us: container.age_us,
                 seen_us: now_us,
                 node,
-                unregistered_since_us: now_us,
+                out_of_reach_since_us: now_us,
             });
+            let in_reach = container.node.as_ref().is_some_and(|node| node.status != NodeStatus::Lost);
+            let excused = !observed.master_reachable || container.state == State::Paused;
+            if in_reach || excused || life.id != container.id {
+                life.out_of_reach_since_us = now_us;
+            }
+            if life.id != container.id {
+                life.node = None;
+            }
             life.id.clone_from(&container.id);
             (life.age_us, life.seen_us) = (container.age_us, now_us);
             life.node = node.or(life.node);
-            if !observed.master_reachable || container.state == State::Paused {
-                life.unregistered_since_us = now_us;
-            }
             if container.age_us >= LONG_LIFE_US {
                 self.troubles.remove(&container.name);
             }
@@ -220,20 +229,23 @@ impl History {
         });
     }
 
-    /// Whether this life never came up at the master although there was time enough.
-    pub(crate) fn never_registered(&self, now_us: u64, container: &Container) -> bool {
-        container.state == State::Running
-            && self.lives.get(&container.name).is_some_and(|life| {
-                life.id == container.id
-                    && life.node.is_none()
-                    && container.age_us >= REGISTER_WITHIN_US
-                    && now_us.saturating_sub(life.unregistered_since_us) >= REGISTER_WITHIN_US
-            })
+    /// Why a container that runs is given up although it has not ended: its node never came up at the master,
+    /// or has been lost for too long.
+    pub(crate) fn out_of_reach(&self, now_us: u64, container: &Container) -> Option<String> {
+        let life = self.lives.get(&container.name).filter(|life| life.id == container.id)?;
+        let (what, within_us) = match life.node {
+            None => ("did not register", REGISTER_WITHIN_US),
+            Some(_) => ("was lost and did not come back", RETURN_WITHIN_US),
+        };
+        let over =
+            now_us.saturating_sub(life.out_of_reach_since_us) >= within_us && container.age_us >= within_us;
+        (over && container.state == State::Running)
+            .then(|| format!("{what} within {} s", within_us / 1_000_000))
     }
 
-    /// A container that never registered is given up: this counts as a short life.
-    pub(crate) fn give_up(&mut self, now_us: u64, name: &str) {
-        self.died(now_us, name, 0, format!("did not register within {} s", REGISTER_WITHIN_US / 1_000_000));
+    /// A container that is out of reach is given up: this counts as a short life.
+    pub(crate) fn give_up(&mut self, now_us: u64, name: &str, reason: String) {
+        self.died(now_us, name, 0, reason);
     }
 
     /// Whether this container was told to drain.

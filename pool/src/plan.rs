@@ -95,11 +95,12 @@ pub fn plan(now_us: u64, desired: &Desired, observed: &Observed, history: &mut H
             // A removal that did not work out, and meanwhile somebody gave the node work again.
             history.removing.remove(&container.id);
         }
-        let lost_at_start = !dead && history.never_registered(now_us, container);
-        if lost_at_start {
-            history.give_up(now_us, &container.name);
+        let out_of_reach = history.out_of_reach(now_us, container);
+        let given_up = out_of_reach.is_some();
+        if let Some(reason) = out_of_reach {
+            history.give_up(now_us, &container.name, reason);
         }
-        if dead || lost_at_start {
+        if dead || given_up {
             remove(now_us, container, false, history, &mut actions);
         } else if history.removing.contains_key(&container.id) {
             // An earlier removal did not work out.

@@ -241,6 +241,28 @@ fn a_node_that_never_registers_is_replaced() {
 }
 
 #[test]
+fn a_node_that_stays_lost_while_its_container_runs_is_replaced_and_one_that_comes_back_is_not() {
+    let name = "evenkeel-c-p-1";
+    let status = |world: &mut World, status: NodeStatus| {
+        world.with(name, |container| container.node.as_mut().unwrap().status = status);
+    };
+    let mut world = World::new(1);
+    world.settle(100);
+    let first = world.id(name);
+    for _ in 0..5 {
+        status(&mut world, NodeStatus::Lost);
+        world.settle(40);
+        status(&mut world, NodeStatus::Ready);
+        world.settle(5);
+    }
+    assert_eq!(world.id(name), first, "it came back each time");
+    status(&mut world, NodeStatus::Lost);
+    world.settle(70);
+    assert_ne!(world.id(name), first);
+    assert!(world.trouble().contains("did not come back"), "{}", world.trouble());
+}
+
+#[test]
 fn exits_are_told_in_words() {
     assert_eq!(
         Exit { code: Some(137), oom_killed: true, detail: String::new() }.reason(),
