@@ -154,7 +154,8 @@ pub struct World {
     /// When the last transaction is durable: none overtakes another.
     disk_us: u64,
     master: Option<Master>,
-    wake_epoch: u64,
+    /// The newest time for which the master of this epoch asked to be woken.
+    wake: (u64, u64),
     /// The nodes.
     pub nodes: Vec<SimNode>,
     channels: BTreeMap<ConnId, Channel>,
@@ -190,7 +191,7 @@ impl World {
             disk_refuses_until_us: 0,
             disk_us: 0,
             master: None,
-            wake_epoch: 0,
+            wake: (0, 0),
             nodes,
             channels: BTreeMap::new(),
             next_conn: 0,
@@ -398,7 +399,7 @@ impl World {
     }
 
     fn wake_master(&mut self, now_us: u64, epoch: u64) {
-        if self.master.as_ref().is_some_and(|master| master.epoch == epoch) && self.wake_epoch == epoch {
+        if self.master.as_ref().is_some_and(|master| master.epoch == epoch) && self.wake == (epoch, now_us) {
             self.with_master(now_us, |master, out| master.wake(now_us, out));
         }
     }
@@ -450,8 +451,11 @@ impl World {
         }
         let wake = self.master.as_ref().and_then(|master| Some((master.epoch, master.wake_us()?)));
         if let Some((epoch, at_us)) = wake {
-            self.wake_epoch = epoch;
-            self.agenda.at(at_us.max(now_us + 1), Ev::MasterWake(epoch));
+            let wake = (epoch, at_us.max(now_us + 1));
+            if self.wake != wake {
+                self.wake = wake;
+                self.agenda.at(wake.1, Ev::MasterWake(epoch));
+            }
         }
     }
 
