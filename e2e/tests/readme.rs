@@ -150,3 +150,45 @@ fn the_everyday_commands_work_as_printed() {
     }
     assert!(ran >= 6, "only {ran} commands were run");
 }
+
+#[test]
+fn the_compose_file_brings_up_a_master_and_a_manager() {
+    struct End<'a>(&'a Bench);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            let _ = try_run(
+                &mut self.0.shell("docker rm -f $(docker ps -aq --filter label=io.evenkeel.cluster=default)"),
+                "",
+            );
+            let _ = try_run(
+                &mut self.0.shell("EVENKEEL_USER=0:0 DOCKER_GROUP=0 docker-compose -p t-compose down"),
+                "",
+            );
+        }
+    }
+    let bench = Bench::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docker/compose.yaml");
+    fs::copy(file, bench.folder.path().join("docker-compose.yml")).unwrap();
+    bench.run("evenkeel image build && mkdir -p state");
+    let _end = End(&bench);
+    let group = "DOCKER_GROUP=$(stat -c %g /var/run/docker.sock)";
+    bench.run(&format!("EVENKEEL_USER=$(id -u):$(id -g) {group} docker-compose -p t-compose up -d"));
+    let target = "--master http://127.0.0.1:7400 --token-file state/admin.token";
+    eventually("the master has made its token", 15, || {
+        let made = bench.folder.path().join("state/admin.token").exists();
+        if made { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    bench.run(&format!("evenkeel node-manager scale 2 {target}"));
+    eventually("two nodes are ready", 30, || {
+        let shown = try_run(&mut bench.shell(&format!("evenkeel status {target}")), "").stdout;
+        if shown.matches(" ready ").count() == 2 { Ok(()) } else { Err(shown) }
+    });
+    assert_eq!(bench.run(&format!("evenkeel submit fib 20 {target}")), r#"{"value":"6765"}"#);
+    bench.run(&format!("evenkeel node-manager scale 0 {target}"));
+    eventually("the nodes are gone", 30, || {
+        let left = bench.run(
+            "docker ps -q --filter label=io.evenkeel.cluster=default --filter label=io.evenkeel.role=node",
+        );
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
