@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 /// More cores than this in a report are refused.
 pub const MAX_CORES: f64 = 4_096.0;
+/// Fewer allotted cores than this are refused: less than any runtime hands out, and so that what is divided
+/// by them stays finite.
+pub const MIN_CORES: f64 = 0.001;
 
 /// Body of `POST /v1/nodes`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +21,7 @@ pub struct NodeRegistration {
     /// The pool it belongs to.
     #[serde(default = "default_pool")]
     pub pool: String,
-    /// min(CPU quota, CPUs of the cpuset), 0 < cores ≤ 4,096.
+    /// min(CPU quota, CPUs of the cpuset), 0.001 ≤ cores ≤ 4,096.
     pub allotted_cores: f64,
     /// Its memory limit.
     pub memory_bytes: u64,
@@ -316,10 +319,14 @@ impl From<CpuSampleFields> for CpuSample {
 }
 
 impl CpuSample {
-    /// used ÷ allotted × 100; may pass 100; 0 if nothing is allotted.
+    /// used ÷ allotted × 100; may pass 100, at most 10⁹; 0 if nothing is allotted.
     #[must_use]
     pub fn percent(&self) -> f64 {
-        if self.allotted_cores > 0.0 { self.used_cores / self.allotted_cores * 100.0 } else { 0.0 }
+        if self.allotted_cores > 0.0 {
+            (self.used_cores / self.allotted_cores * 100.0).min(MAX_PERCENT)
+        } else {
+            0.0
+        }
     }
 
     /// The first field that is not finite, negative or too large, with what is wrong with it.
@@ -327,8 +334,8 @@ impl CpuSample {
     pub fn first_fault(&self) -> Option<(&'static str, &'static str)> {
         let cores = |value: f64| !(0.0..=MAX_CORES).contains(&value);
         let share = |value: f64| !(0.0..=1.0).contains(&value);
-        if cores(self.allotted_cores) || self.allotted_cores == 0.0 {
-            Some(("cpu.allotted_cores", "must be above 0 and at most 4096"))
+        if !(MIN_CORES..=MAX_CORES).contains(&self.allotted_cores) {
+            Some(("cpu.allotted_cores", "must be 0.001 to 4096"))
         } else if cores(self.used_cores) {
             Some(("cpu.used_cores", "must be 0 to 4096"))
         } else if cores(self.own_cores) {
@@ -345,9 +352,34 @@ impl CpuSample {
     }
 }
 
+/// Keeps [`CpuSample::percent`] a number that JSON can carry, whatever the sample.
+const MAX_PERCENT: f64 = 1e9;
+
 /// Single-core tasks that a node of so many cores runs side by side: max(1, ⌈cores − 0.05⌉).
 #[must_use]
 pub fn slots_of(allotted_cores: f64) -> u32 {
     // Cores are at most 4,096 and not negative, so the cast is exact.
     ((allotted_cores - 0.05).ceil().clamp(1.0, MAX_CORES)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_is_finite_whatever_was_allotted() {
+        let sample = |allotted_cores| CpuSample {
+            allotted_cores,
+            used_cores: MAX_CORES,
+            own_cores: 0.0,
+            obtained_share: None,
+            others_share: 0.0,
+            throttled_ratio: 0.0,
+            source: CpuSource::Process,
+        };
+        for cores in [0.0, 5e-324, f64::MIN_POSITIVE, MIN_CORES, 1.0] {
+            assert!(sample(cores).percent().is_finite(), "{cores}");
+            assert_eq!(sample(cores).first_fault().is_some(), cores < MIN_CORES, "{cores}");
+        }
+    }
 }

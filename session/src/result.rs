@@ -2,7 +2,7 @@
 
 use protocol::{
     RunId, TaskId,
-    node::CpuSample,
+    node::{CpuSample, MAX_CORES},
     task::{ErrorCode, Json, MAX_RESULT_BYTES, TaskError},
     work::{Outcome, RunResult},
 };
@@ -10,6 +10,10 @@ use std::sync::Arc;
 
 /// Longest text of an error that is passed on, in characters.
 const MAX_ERROR_CHARS: usize = 4_096;
+/// Longest running time that is believed, 31 days: one lie must not spoil what is estimated and summed up.
+const MAX_RUN_MS: f64 = 31.0 * 86_400_000.0;
+/// Deepest that a result may nest, as deep as an input, so that whatever shows it can read it again.
+const MAX_RESULT_DEPTH: usize = 128;
 
 /// A run that ended, as its node says, with everything checked that can be checked without knowing the task.
 #[derive(Clone, Debug)]
@@ -23,9 +27,9 @@ pub struct Ended {
     /// The result: one JSON document of at most [`MAX_RESULT_BYTES`] without line ends, so that it can
     /// stand in a line of NDJSON.
     pub result: Option<Json>,
-    /// Running time, finite and not negative.
+    /// Running time, 0 … 31 days.
     pub run_ms: f64,
-    /// CPU time, finite and not negative.
+    /// CPU time, at most the running time on 4,096 cores.
     pub cpu_ms: f64,
     /// A fresh CPU sample, if one came along and its figures are possible.
     pub sample: Option<CpuSample>,
@@ -49,7 +53,9 @@ pub(crate) fn checked(header: RunResult, body: &[u8]) -> Ended {
     };
     let sample = sample.map(CpuSample::from).filter(|sample| sample.first_fault().is_none());
     // `max` with 0 also turns a NaN into 0.
-    Ended { task, run, outcome, result, run_ms: run_ms.max(0.0), cpu_ms: cpu_ms.max(0.0), sample }
+    let run_ms = run_ms.max(0.0).min(MAX_RUN_MS);
+    let cpu_ms = cpu_ms.max(0.0).min(run_ms * MAX_CORES);
+    Ended { task, run, outcome, result, run_ms, cpu_ms, sample }
 }
 
 /// Some codes are the scheduler's to give: a node that claims them would steer its retries.
@@ -77,6 +83,10 @@ fn read_result(body: &[u8]) -> Result<Option<Json>, Outcome> {
         let message = format!("the result has {} bytes, at most {MAX_RESULT_BYTES} are kept", body.len());
         return Err(fault(ErrorCode::ResultTooLarge, &message));
     }
+    if nests_too_deep(body) {
+        let message = format!("the result nests deeper than {MAX_RESULT_DEPTH} levels");
+        return Err(fault(ErrorCode::TaskError, &message));
+    }
     // In JSON text a bare line end can only be white space between tokens.
     let one_line: Vec<u8> = body.iter().map(|&b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }).collect();
     serde_json::from_slice::<Box<serde_json::value::RawValue>>(&one_line)
@@ -84,9 +94,61 @@ fn read_result(body: &[u8]) -> Result<Option<Json>, Outcome> {
         .map_err(|error| fault(ErrorCode::TaskError, &format!("the node's result is not JSON: {error}")))
 }
 
+/// Whether JSON text opens more than [`MAX_RESULT_DEPTH`] objects and arrays at a time.
+fn nests_too_deep(text: &[u8]) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_RESULT_DEPTH {
+            return true;
+        }
+    }
+    false
+}
+
 pub(crate) fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_ERROR_CHARS) {
         text.truncate(end);
     }
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn ended(run_ms: f64, cpu_ms: f64, body: &str) -> Ended {
+        let (task, run) = (TaskId(uuid::Uuid::nil()), RunId::new(1, 1));
+        let header =
+            RunResult { epoch: 1, task, run, outcome: Outcome::Succeeded, run_ms, cpu_ms, sample: None };
+        checked(header, body.as_bytes())
+    }
+
+    #[test]
+    fn times_that_cannot_be_are_cut() {
+        for (told, kept) in [
+            ((1.0, 2.0), (1.0, 2.0)),
+            ((f64::NAN, -1.0), (0.0, 0.0)),
+            ((1e300, 1e300), (MAX_RUN_MS, MAX_RUN_MS * MAX_CORES)),
+            ((1.0, 1e300), (1.0, MAX_CORES)),
+        ] {
+            let ended = ended(told.0, told.1, "1");
+            assert_eq!((ended.run_ms, ended.cpu_ms), kept);
+        }
+    }
+
+    #[test]
+    fn a_result_that_nests_too_deep_fails_the_run() {
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(ended(1.0, 1.0, &nested(MAX_RESULT_DEPTH - 1)).outcome, Outcome::Succeeded);
+        assert!(matches!(ended(1.0, 1.0, &nested(MAX_RESULT_DEPTH + 1)).outcome, Outcome::Failed(_)));
+    }
 }

@@ -10,6 +10,7 @@ mod outflow;
 pub(crate) mod params;
 mod pools;
 pub(crate) mod routes;
+mod schema_cost;
 pub(crate) mod schemas;
 mod spec;
 mod tasks;

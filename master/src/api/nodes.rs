@@ -15,8 +15,8 @@ use protocol::{
     NodeId, Problem,
     frame::MAX_MESSAGE_BYTES,
     node::{
-        DrainRequest, ExitReport, MAX_CORES, NodeRegistration, NodeStatus, NodeView, Registered, Report,
-        ReportReply,
+        DrainRequest, ExitReport, MAX_CORES, MIN_CORES, NodeRegistration, NodeStatus, NodeView, Registered,
+        Report, ReportReply,
     },
     task::Page,
     work::SUBPROTOCOL,
@@ -111,8 +111,8 @@ fn check_registration(registration: &NodeRegistration) -> Result<(), Problem> {
     params::check_length("version", &registration.version, 64)?;
     params::check_length("runtime_id", registration.runtime_id.as_deref().unwrap_or_default(), 128)?;
     let cores = registration.allotted_cores;
-    if !(f64::MIN_POSITIVE..=MAX_CORES).contains(&cores) {
-        return invalid(format!("allotted_cores is {cores}, must be above 0 and at most {MAX_CORES}"));
+    if !(MIN_CORES..=MAX_CORES).contains(&cores) {
+        return invalid(format!("allotted_cores is {cores}, must be {MIN_CORES} to {MAX_CORES}"));
     }
     if !(1..=MAX_NODE_MEMORY).contains(&registration.memory_bytes) {
         return invalid(format!("memory_bytes must be 1 to {MAX_NODE_MEMORY}"));
@@ -120,11 +120,20 @@ fn check_registration(registration: &NodeRegistration) -> Result<(), Problem> {
     if registration.kinds.len() > schemas::MAX_KINDS {
         return invalid(format!("kinds has more than {} entries", schemas::MAX_KINDS));
     }
+    let mut schemas_bytes = 0;
     for kind in &registration.kinds {
         params::check_name("a kind's name", &kind.name)?;
         params::check_length("a kind's description", &kind.description, 1_024)?;
         let Some(schema) = &kind.schema else { continue };
-        if schema.to_string().len() > schemas::MAX_SCHEMA_BYTES {
+        let bytes = schema.to_string().len();
+        schemas_bytes += bytes;
+        if schemas_bytes > schemas::MAX_SCHEMAS_BYTES {
+            return invalid(format!(
+                "the schemas of all kinds are over {} bytes",
+                schemas::MAX_SCHEMAS_BYTES
+            ));
+        }
+        if bytes > schemas::MAX_SCHEMA_BYTES {
             return invalid(format!(
                 "the schema of kind {} is over {} bytes",
                 kind.name,

@@ -47,8 +47,12 @@ fn prefer_wait_ms(headers: &HeaderMap) -> Option<u64> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split([',', ';']))
-        .find_map(|part| part.trim().strip_prefix("wait=")?.trim_matches('"').parse::<u64>().ok())
-        .map(|seconds| seconds.saturating_mul(1_000))
+        .find_map(|part| {
+            let seconds = part.trim().strip_prefix("wait=")?.trim_matches('"');
+            let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
+            // A number that none of ours holds is a number all the same: too long.
+            is_number.then(|| seconds.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(1_000))
+        })
 }
 
 /// A flag of a query: absent or 0 is no, 1 is yes.
@@ -110,6 +114,8 @@ mod tests {
         assert_eq!(wait(Some("1s"), &headers).unwrap(), Some(WaitFor { ms: 1_000, preferred: false }));
         assert_eq!(wait(Some("301s"), &headers).unwrap_err().0.status, 422);
         headers.insert("prefer", "wait=301".parse().unwrap());
+        assert_eq!(wait(None, &headers).unwrap_err().0.status, 422);
+        headers.insert("prefer", "wait=99999999999999999999999".parse().unwrap());
         assert_eq!(wait(None, &headers).unwrap_err().0.status, 422);
         headers.insert("prefer", "wait=soon".parse().unwrap());
         assert_eq!(wait(None, &headers).unwrap(), None);
