@@ -1,6 +1,9 @@
 //! The command line: one description for flags, environment and `evenkeel.toml`.
 
-use crate::commands::{burn, demo, image, manager, master, node, status, submit, task, token, up};
+use crate::{
+    commands::{burn, demo, image, manager, master, node, status, submit, task, token, up},
+    connect,
+};
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::BoolishValueParser,
 };
@@ -197,6 +200,18 @@ impl Global {
             LogFormat::Json => telemetry::Format::Json,
         };
         telemetry::init(self.log.as_deref().unwrap_or(default_level), format, colour)
+    }
+
+    /// The flags by which another command finds the same cluster, each with a space before it; for hints.
+    pub(crate) fn flags(&self) -> String {
+        let mut flags = String::new();
+        if self.cluster != connect::DEFAULT_CLUSTER {
+            flags.push_str(&connect::flag("cluster", &self.cluster));
+        }
+        if let Some(folder) = &self.state_dir {
+            flags.push_str(&connect::flag("state-dir", &folder.display().to_string()));
+        }
+        flags
     }
 
     /// The cluster's state directory; makes nothing.

@@ -9,6 +9,18 @@ use std::{fs, path::PathBuf};
 /// Where a master is when nobody says.
 pub(crate) const DEFAULT_MASTER: &str = "http://127.0.0.1:7400";
 
+/// The cluster when nobody names one.
+pub(crate) const DEFAULT_CLUSTER: &str = "default";
+
+/// ` --name value`, the value quoted for a shell where it needs to be.
+pub(crate) fn flag(name: &str, value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return format!(" --{name} {value}");
+    }
+    format!(" --{name} '{}'", value.replace('\'', r"'\''"))
+}
+
 /// Which master, and with which token.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ConnectArgs {
@@ -43,7 +55,7 @@ impl ConnectArgs {
     /// # Errors
     /// If the context or a file cannot be read.
     pub(crate) fn resolve(&self, global: &Global) -> Result<Connection, Failure> {
-        let context = global.state()?.context()?;
+        let context = self.context(global)?;
         let variable = std::env::var("EVENKEEL_TOKEN").ok().filter(|token| !token.trim().is_empty());
         let found = self.merge(context);
         let token = match (&self.token_file, variable, &found.token_file) {
@@ -52,6 +64,31 @@ impl ConnectArgs {
             (None, None, None) => None,
         };
         Ok(Connection { token, ..found })
+    }
+
+    /// The cluster's context. A cluster that is named is not looked for at the default address.
+    fn context(&self, global: &Global) -> Result<Option<Context>, Failure> {
+        let state = global.state()?;
+        let context = state.context()?;
+        if context.is_none() && self.master.is_none() && global.cluster != DEFAULT_CLUSTER {
+            return Err(Failure::NoCluster { name: global.cluster.clone(), known: state.siblings() });
+        }
+        Ok(context)
+    }
+
+    /// The flags by which another command finds the same master, each with a space before it; for hints.
+    pub(crate) fn flags(&self, global: &Global) -> String {
+        let paths = [("token-file", &self.token_file), ("ca", &self.ca)];
+        let mut flags = global.flags();
+        if let Some(master) = &self.master {
+            flags.push_str(&flag("master", master));
+        }
+        for (name, path) in paths {
+            if let Some(path) = path {
+                flags.push_str(&flag(name, &path.display().to_string()));
+            }
+        }
+        flags
     }
 
     fn merge(&self, context: Option<Context>) -> Connection {
@@ -82,7 +119,7 @@ impl ConnectArgs {
 /// # Errors
 /// If the context cannot be read.
 pub(crate) fn locate(args: &ConnectArgs, global: &Global) -> Result<Connection, Failure> {
-    Ok(args.merge(global.state()?.context()?))
+    Ok(args.merge(args.context(global)?))
 }
 
 fn same_masters(one: &str, other: &str) -> bool {
@@ -132,6 +169,12 @@ mod tests {
             token_file: Some("/state/admin.token".into()),
             ca: None,
         })
+    }
+
+    #[test]
+    fn values_in_hints_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(flag("cluster", "c-1"), " --cluster c-1");
+        assert_eq!(flag("state-dir", "/a b/it's"), r" --state-dir '/a b/it'\''s'");
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub(crate) enum Failure {
     /// The wait that was asked for is over; the task goes on.
     #[error("{0}")]
     WaitOver(String),
+    /// A cluster was named that has no context on this host.
+    #[error("there is no cluster {name} here ({}); start it by `evenkeel up --cluster {name}`, or name its master by --master", known_clusters(.known))]
+    NoCluster {
+        /// Its name.
+        name: String,
+        /// Those that have a context.
+        known: Vec<String>,
+    },
     /// The cluster is not as it should be.
     #[error("")]
     Degraded,
@@ -50,6 +58,10 @@ pub(crate) enum Failure {
     /// Anything else.
     #[error("{0}")]
     Other(String),
+}
+
+fn known_clusters(known: &[String]) -> String {
+    if known.is_empty() { "there is none".to_owned() } else { format!("there are: {}", known.join(", ")) }
 }
 
 impl Failure {
@@ -72,6 +84,7 @@ impl Failure {
             | Self::Status(_)
             | Self::Output(_)
             | Self::Other(_) => 1,
+            Self::NoCluster { .. } => 3,
             Self::WaitOver(_) => 5,
             Self::Degraded => 6,
             Self::Interrupted(_) => 130,

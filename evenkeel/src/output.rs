@@ -48,6 +48,12 @@ pub(crate) fn say(message: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{message}");
 }
 
+/// So many of something that is counted with an `s`: `1 node`, `2 nodes`.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{end}")
+}
+
 /// Columns as wide as their widest cell, two spaces apart.
 fn aligned(header: &[&str], rows: &[Vec<String>]) -> String {
     let chars = |text: &str| text.chars().count();
@@ -69,6 +75,11 @@ fn aligned(header: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_one_and_others_are_many() {
+        assert_eq!([0, 1, 2].map(|number| counted(number, "node")), ["0 nodes", "1 node", "2 nodes"]);
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

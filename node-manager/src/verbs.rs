@@ -134,27 +134,38 @@ pub async fn logs(
     Ok(engine.logs(&found.id, follow, tail))
 }
 
+/// The id of a node given by name or id; of several of this name the newest.
+///
+/// # Errors
+/// See [`Error`]; [`Error::Config`] if the master knows no such node.
+pub async fn find_node(client: &Client, node: &str) -> Result<NodeId, Error> {
+    if let Ok(id) = node.parse::<NodeId>() {
+        return Ok(id);
+    }
+    let nodes = client.nodes().await?.items;
+    let newest = nodes.iter().filter(|view| view.name == node).max_by_key(|view| view.registered_at);
+    newest.map(|view| view.id).ok_or_else(|| {
+        Error::Config(format!("there is no node {node}; `evenkeel status -o wide` shows names and ids"))
+    })
+}
+
 /// No more work for a node, given by name or id; its id.
 ///
 /// # Errors
 /// See [`Error`]; 404 if there is no such node.
 pub async fn drain(client: &Client, node: &str, deadline_ms: Option<u64>) -> Result<NodeId, Error> {
-    let id = match node.parse::<NodeId>() {
-        Ok(id) => id,
-        Err(_) => {
-            let nodes = client.nodes().await?.items;
-            let newest = nodes.iter().filter(|view| view.name == node).max_by_key(|view| view.registered_at);
-            match newest {
-                Some(view) => view.id,
-                None => {
-                    return Err(Error::Config(format!(
-                        "there is no node {node}; `evenkeel status` shows all"
-                    )));
-                }
-            }
-        }
-    };
+    let id = find_node(client, node).await?;
     client.drain(id, deadline_ms).await?;
+    Ok(id)
+}
+
+/// Work again for a node that was told to drain, given by name or id; its id.
+///
+/// # Errors
+/// See [`Error`]; 404 if there is no such node.
+pub async fn resume(client: &Client, node: &str) -> Result<NodeId, Error> {
+    let id = find_node(client, node).await?;
+    client.resume(id).await?;
     Ok(id)
 }
 
@@ -167,6 +178,8 @@ pub struct Pruned {
     pub network: Option<NetworkEnd>,
     /// Names of the volumes.
     pub volumes: Vec<String>,
+    /// Names of our own images that no container uses and that are not of this program.
+    pub images: Vec<String>,
 }
 
 /// Removes every container (or process) with the cluster's label, managers first, so that none is made anew.
@@ -200,7 +213,7 @@ async fn remove_all(engine: &dyn Engine, group: Vec<Listed>) -> Outcome<Vec<Stri
 }
 
 /// Removes everything of a cluster that carries its label: containers, then the network if we made it and
-/// nobody else uses it, then volumes (the master's state too).
+/// nobody else uses it, then volumes (the master's state too), then images of earlier programs that no container uses.
 ///
 /// # Errors
 /// If the daemon does not answer, or something cannot be removed.
@@ -208,5 +221,6 @@ pub async fn prune(engine: &DockerEngine, cluster: &str) -> Outcome<Pruned> {
     let containers = prune_containers(engine, cluster).await?;
     let network = Some(engine.remove_network(cluster).await?);
     let volumes = engine.remove_volumes(cluster).await?;
-    Ok(Pruned { containers, network, volumes })
+    let images = engine.remove_old_images().await?;
+    Ok(Pruned { containers, network, volumes, images })
 }

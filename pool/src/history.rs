@@ -91,8 +91,9 @@ impl History {
     pub fn trouble(&self, now_us: u64) -> String {
         let shown =
             self.troubles.iter().filter(|(_, trouble)| trouble.short_lives > 0).map(|(name, trouble)| {
-                let wait_s = trouble.not_before_us.saturating_sub(now_us).div_ceil(1_000_000);
-                let next = if wait_s > 0 { format!("; next try in {wait_s} s") } else { String::new() };
+                // Without a countdown, so that the text changes only when something happens.
+                let waits = trouble.not_before_us > now_us;
+                let next = if waits { "; next try after a pause" } else { "" };
                 let times = if trouble.short_lives == 1 {
                     "once".to_owned()
                 } else {

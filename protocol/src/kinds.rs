@@ -3,6 +3,8 @@
 //! The master checks an input with [`check_input`] before it accepts a task, the node with the same
 //! function before it runs it, so the two can never disagree.
 
+mod fields;
+
 use crate::node::KindInfo;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
@@ -133,7 +135,8 @@ pub fn decimal_text(value: &RawValue) -> Result<String, String> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(kind: &'static str, input: &'a RawValue) -> Result<T, InputError> {
-    serde_json::from_str(input.get()).map_err(|error| InputError { kind, message: error.to_string() })
+    serde_json::from_str(input.get())
+        .map_err(|error| InputError { kind, message: fields::fault(kind, input, &error.to_string()) })
 }
 
 fn bounded(kind: &'static str, field: &str, value: u64, most: u64) -> Result<(), InputError> {

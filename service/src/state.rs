@@ -136,6 +136,21 @@ impl StateDir {
         Ok(Some(context))
     }
 
+    /// Names of the clusters beside this one that have a context, by name.
+    #[must_use]
+    pub fn siblings(&self) -> Vec<String> {
+        let entries = self.path.parent().and_then(|folder| fs::read_dir(folder).ok());
+        let found = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let path = entry.path();
+            let name = entry.file_name().into_string().ok()?;
+            (path != self.path && path.join(CONTEXT_FILE).is_file() && check_cluster(&name).is_ok())
+                .then_some(name)
+        });
+        let mut names: Vec<_> = found.collect();
+        names.sort();
+        names
+    }
+
     /// Writes the context. Paths inside the directory are written relative to it, so that it can be mounted
     /// elsewhere.
     ///

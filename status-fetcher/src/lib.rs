@@ -51,8 +51,8 @@ pub struct Options {
     /// How to write the nodes
     #[arg(short, long, value_enum, default_value_t = Format::Table, env = "EVENKEEL_OUTPUT")]
     pub output: Format,
-    /// Show again and again, every 2 s or as said
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_name = "EVERY", value_parser = service::duration::parse_duration, env = "EVENKEEL_WATCH")]
+    /// Show again and again, every 2 s, or as said with an equals sign: --watch=5s
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_name = "EVERY", value_parser = parse_every, env = "EVENKEEL_WATCH")]
     pub watch: Option<Duration>,
     /// Column to sort by; a leading '-' sorts downwards
     #[arg(long, allow_hyphen_values = true, env = "EVENKEEL_SORT")]
@@ -66,6 +66,12 @@ pub struct Options {
     /// Where the figures come from
     #[arg(long, value_enum, default_value_t = Source::Master, env = "EVENKEEL_SOURCE")]
     pub source: Source,
+}
+
+/// How often to look: not more often than [`SHORTEST_WATCH`].
+fn parse_every(text: &str) -> Result<Duration, String> {
+    let every = service::duration::parse_duration(text).map_err(|error| error.to_string())?;
+    if every < SHORTEST_WATCH { Err("must be at least 100ms".to_owned()) } else { Ok(every) }
 }
 
 /// What was found.

@@ -1,17 +1,24 @@
 //! `evenkeel submit --batch`: a stream of tasks out, a stream of results back.
+//!
+//! Every line gets a label `batch=<id>`, by which its tasks are found and cancelled later, unless it has one
+//! of that name or an idempotency key (the same key with another body would be refused).
 
+use super::waiting::SECOND_SIGNAL_WITHIN;
 use crate::{exit::Failure, output};
 use client::{
     Client,
     batch::{BatchOptions, BatchSender},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use protocol::{
     batch::{BatchAnswer, BatchEvent},
-    task::{MAX_BODY_BYTES, TaskState},
+    task::{MAX_BODY_BYTES, MAX_LABELS, TaskState},
 };
+use serde_json::value::RawValue;
 use service::Shutdown;
 use std::{
+    collections::BTreeMap,
+    fmt::Write,
     path::Path,
     sync::{
         Arc,
@@ -53,30 +60,39 @@ impl Tally {
 /// no terminal.
 pub(crate) fn progress(length: Option<u64>) -> ProgressBar {
     let (bar, template) = match length {
-        Some(length) => (ProgressBar::new(length), "{bar:40} {pos}/{len} {per_sec} {msg}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {pos} {per_sec} {msg}"),
+        Some(length) => (ProgressBar::new(length), "{bar:40} {pos}/{len} {rate} {msg}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {pos} {rate} {msg}"),
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, text: &mut dyn Write| {
+            let _ = write!(text, "{:.0}/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
-/// Sends the lines of a file (`-`: standard input), prints the answers as they come.
+/// Sends the lines of a file (`-`: standard input), prints the answers as they come. `flags` are those by
+/// which another command finds the master. The first Ctrl-C leaves the tasks running, the second cancels
+/// those with the batch's label.
 ///
 /// # Errors
-/// [`Failure::TaskEnded`] if a task failed or a line was refused.
+/// [`Failure::TaskEnded`] if a task failed or a line was refused, [`Failure::Usage`] if all lines were.
 pub(crate) async fn run(
     client: &Client,
     file: &Path,
     detach: bool,
+    flags: &str,
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
+    shutdown.signals_that_do_not_kill(2);
     let (input, length) = open(file).await?;
+    let batch = new_id();
+    let how_to_cancel = format!("evenkeel task cancel{flags} --label {LABEL}={batch}");
     let (sender, mut answers) = client.batch(BatchOptions { ack: false, detach }).await?;
     let sent = Arc::new(AtomicU64::new(0));
-    let mut sending = tokio::spawn(send_lines(sender, input, Arc::clone(&sent)));
+    let mut sending = tokio::spawn(send_lines(sender, input, batch.clone(), Arc::clone(&sent)));
     let (bar, mut tally, mut all_sent) = (progress(length), Tally::default(), false);
     let token = shutdown.token();
     let ended = loop {
@@ -103,27 +119,93 @@ pub(crate) async fn run(
                     Err(error) => break Err(Failure::Other(error.to_string())),
                 }
             }
-            () = token.cancelled() => break Err(Failure::Interrupted(
-                "interrupted; tasks without an answer that are not on disk yet are cancelled".to_owned(),
-            )),
+            () = token.cancelled() => break Err(Failure::Interrupted(String::new())),
         }
     };
     sending.abort();
     bar.finish_and_clear();
     output::say(format_args!(
-        "{} lines sent, {} accepted, {} succeeded, {} failed, {} refused",
-        sent.load(Ordering::Relaxed),
+        "{} sent, {} accepted, {} succeeded, {} failed, {} refused",
+        output::counted(sent.load(Ordering::Relaxed), "line"),
         tally.accepted,
         tally.succeeded,
         tally.failed,
         tally.refused
     ));
-    ended?;
     let missing = sent.load(Ordering::Relaxed).saturating_sub(tally.answered());
+    if matches!(ended, Err(Failure::Interrupted(_))) {
+        // The end of the stream cancels what the master has not written down yet.
+        drop(answers);
+        return interrupted(client, missing + tally.accepted, &batch, &how_to_cancel, shutdown).await;
+    }
+    if detach && tally.accepted > 0 {
+        output::say(format_args!("to cancel what has not ended: {how_to_cancel}"));
+    }
+    ended?;
     if missing > 0 {
         return Err(Failure::Other(format!("the master ended the stream with {missing} lines unanswered")));
     }
-    if tally.failed + tally.refused > 0 { Err(Failure::TaskEnded) } else { Ok(()) }
+    match tally {
+        Tally { refused: 1.., failed: 0, succeeded: 0, accepted: 0 } => {
+            Err(Failure::Usage("every line was refused; the answers say why".to_owned()))
+        }
+        Tally { refused: 0, failed: 0, .. } => Ok(()),
+        _ => Err(Failure::TaskEnded),
+    }
+}
+
+/// Says how many tasks go on, and cancels them if a second signal comes soon.
+async fn interrupted(
+    client: &Client,
+    left: u64,
+    batch: &str,
+    how_to_cancel: &str,
+    shutdown: &Shutdown,
+) -> Result<(), Failure> {
+    if left == 0 {
+        return Err(Failure::Interrupted("interrupted; no task of this batch goes on".to_owned()));
+    }
+    output::say(format_args!(
+        "interrupted; up to {} of this batch go on; press Ctrl-C again now to cancel them, or later: {how_to_cancel}",
+        output::counted(left, "task")
+    ));
+    if tokio::time::timeout(SECOND_SIGNAL_WITHIN, shutdown.signalled(2)).await.is_ok() {
+        let cancelled = client.cancel_labels(&BTreeMap::from([(LABEL.to_owned(), batch.to_owned())])).await?;
+        let cancelled = output::counted(cancelled, "task");
+        return Err(Failure::Interrupted(format!("{cancelled} cancelled")));
+    }
+    Err(Failure::Interrupted(String::new()))
+}
+
+/// Label of the tasks of one batch.
+const LABEL: &str = "batch";
+
+/// A name for a batch: 48 random bits are enough for the tasks that one master remembers.
+fn new_id() -> String {
+    // The first digits of such an id are the time.
+    uuid::Uuid::now_v7().simple().to_string().chars().skip(20).collect()
+}
+
+/// The line with the batch's label, or as it is where it cannot have it. What is no such object is left for
+/// the master to refuse.
+fn labelled(line: Vec<u8>, batch: &str) -> Vec<u8> {
+    add_label(&line, batch).filter(|text| text.len() <= MAX_BODY_BYTES).map_or(line, String::into_bytes)
+}
+
+fn add_label(line: &[u8], batch: &str) -> Option<String> {
+    // Values are kept as their text, so that no number loses a digit.
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_slice(line).ok()?;
+    let mut labels: BTreeMap<String, String> = match fields.get("labels") {
+        Some(labels) => serde_json::from_str(labels.get()).ok()?,
+        None => BTreeMap::new(),
+    };
+    if fields.contains_key("idempotency_key") || labels.contains_key(LABEL) || labels.len() >= MAX_LABELS {
+        return None;
+    }
+    labels.insert(LABEL.to_owned(), batch.to_owned());
+    let labels = serde_json::value::to_raw_value(&labels).ok()?;
+    fields.insert("labels".to_owned(), &labels);
+    serde_json::to_string(&fields).ok()
 }
 
 fn print(answer: &BatchAnswer) -> Result<(), Failure> {
@@ -163,7 +245,12 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<O
     Ok((read > 0).then_some(line))
 }
 
-async fn send_lines(sender: BatchSender, mut input: Input, sent: Arc<AtomicU64>) -> Result<(), Failure> {
+async fn send_lines(
+    sender: BatchSender,
+    mut input: Input,
+    batch: String,
+    sent: Arc<AtomicU64>,
+) -> Result<(), Failure> {
     let wrong = |error: std::io::Error| Failure::Usage(format!("the lines cannot be read: {error}"));
     let mut number = 0_u64;
     while let Some(mut line) = next_line(&mut input).await.map_err(wrong)? {
@@ -179,7 +266,7 @@ async fn send_lines(sender: BatchSender, mut input: Input, sent: Arc<AtomicU64>)
         if line.trim_ascii().is_empty() {
             continue;
         }
-        sender.send_raw(line).await?;
+        sender.send_raw(labelled(line, &batch)).await?;
         sent.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
@@ -189,6 +276,28 @@ async fn send_lines(sender: BatchSender, mut input: Input, sent: Arc<AtomicU64>)
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_get_the_label_of_their_batch_unless_they_have_one_or_a_key() {
+        let with = |line: &str| String::from_utf8(labelled(line.as_bytes().to_vec(), "b1")).unwrap();
+        assert_eq!(
+            with(r#"{"kind":"sum","input":{"numbers":[1.0000000000000000000001]}}"#),
+            r#"{"input":{"numbers":[1.0000000000000000000001]},"kind":"sum","labels":{"batch":"b1"}}"#
+        );
+        assert_eq!(
+            with(r#"{"kind":"fib","labels":{"a":"b"}}"#),
+            r#"{"kind":"fib","labels":{"a":"b","batch":"b1"}}"#
+        );
+        for line in [
+            r#"{"kind":"fib","labels":{"batch":"mine"}}"#,
+            r#"{"kind":"fib","idempotency_key":"k"}"#,
+            r#"{"kind":"fib","labels":1}"#,
+            "[]",
+            "{",
+        ] {
+            assert_eq!(with(line), line);
+        }
+    }
 
     #[tokio::test]
     async fn lines_are_read_one_by_one_and_never_past_their_bound() {

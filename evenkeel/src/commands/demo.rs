@@ -5,7 +5,7 @@ use crate::{
     cli::Global,
     exit::Failure,
     output,
-    up::{Cluster, Wish, runtime::RuntimeArg},
+    up::{Cluster, Wish, checks::MOST_NODES, runtime::RuntimeArg},
 };
 use clap::Args;
 use client::batch::{BatchOptions, BatchSender};
@@ -16,7 +16,10 @@ use protocol::{
     task::{Json, Task, TaskSpec, TaskState},
 };
 use serde_json::{json, value::to_raw_value};
-use service::{Shutdown, state::StateDir};
+use service::{
+    Shutdown,
+    state::{ADMIN_TOKEN_FILE, StateDir},
+};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, TcpListener},
@@ -32,8 +35,8 @@ const STRIDE: u64 = 7;
 /// Arguments of `demo`.
 #[derive(Args, Debug)]
 pub(crate) struct DemoArgs {
-    /// How many nodes
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many nodes, at most 256
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MOST_NODES))]
     nodes: u32,
     /// How many tasks
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
@@ -70,13 +73,16 @@ pub(crate) async fn run(global: &Global, args: DemoArgs, shutdown: &Shutdown) ->
         cgroup_parent: args.cgroup_parent,
         detach: args.keep,
     };
-    output::say(format_args!("bringing up cluster {name} with {} nodes", args.nodes));
+    output::say(format_args!(
+        "bringing up cluster {name} with {}",
+        output::counted(args.nodes.into(), "node")
+    ));
     let token = shutdown.token();
     let began = Instant::now();
     let cluster = Cluster::bring_up(&wish, &state, &token).await?;
     output::say(format_args!(
-        "{} nodes ready after {:.1} s at {}",
-        args.nodes,
+        "{} ready after {:.1} s at {}",
+        output::counted(args.nodes.into(), "node"),
         began.elapsed().as_secs_f64(),
         cluster.url
     ));
@@ -90,7 +96,8 @@ pub(crate) async fn run(global: &Global, args: DemoArgs, shutdown: &Shutdown) ->
             .as_ref()
             .map_or(String::new(), |_| format!(" --state-dir {}", state.path().display()));
         output::say(format_args!(
-            "the cluster stays; take it down by: evenkeel down --cluster {name}{place}"
+            "the cluster stays; take it down by: evenkeel down --cluster {name}{place}\ntoken: {}",
+            state.file(ADMIN_TOKEN_FILE).display()
         ));
         cluster.leave().await;
     } else {

@@ -15,18 +15,21 @@ use futures_util::StreamExt;
 use node_manager::{
     docker::{
         DockerEngine,
-        network::{NetworkEnd, NetworkWish},
+        network::{NetworkEnd, NetworkWish, network_name},
     },
+    engine::{EngineError, Filter},
     image,
     template::Surroundings,
     verbs,
 };
+use protocol::pool::PoolView;
 use service::{
     Shutdown,
     duration::{parse_bytes, parse_duration, show_duration},
     state::{Context, StateDir},
 };
 use std::{
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -44,6 +47,8 @@ pub(crate) enum ManagerCommand {
     Scale(ScaleArgs),
     /// Give a node no more work; what it runs is finished
     Drain(DrainArgs),
+    /// Give a node that was drained work again
+    Resume(ResumeArgs),
     /// Print what a node, the master or the manager wrote
     Logs(LogsArgs),
     /// List the nodes as their runtime sees them, with what the master says of them
@@ -116,6 +121,15 @@ pub(crate) struct DrainArgs {
     drain_deadline: Option<Duration>,
 }
 
+/// Arguments of `node-manager resume`.
+#[derive(Args, Debug)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Name or id of the node
+    node: String,
+}
+
 /// Arguments of `node-manager logs`.
 #[derive(Args, Debug)]
 pub(crate) struct LogsArgs {
@@ -151,6 +165,12 @@ pub(crate) struct ListArgs {
 /// Arguments of `node-manager prune`.
 #[derive(Args, Debug)]
 pub(crate) struct PruneArgs {
+    /// Do not ask; needed where standard input is no terminal
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
     /// What nodes are
     #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
     runtime: RuntimeArg,
@@ -175,18 +195,39 @@ pub(crate) async fn run(
                     args.pool, args.pool
                 ));
             }
-            output::say(format_args!("pool {} shall have {} nodes", args.pool, args.nodes));
+            warn_of_sharing(&view, args.nodes);
+            let nodes = output::counted(args.nodes.into(), "node");
+            output::say(format_args!("pool {} shall have {nodes}", args.pool));
             Ok(())
         }
         ManagerCommand::Drain(args) => {
             let deadline = args.drain_deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
             let id = verbs::drain(&args.connect.client(global)?, &args.node, deadline).await?;
+            let flags = args.connect.flags(global);
+            output::say(format_args!(
+                "node {} gets no new work and finishes what it runs; it gets work again by: evenkeel node-manager resume{flags} {}",
+                args.node, args.node
+            ));
+            output::data(id)
+        }
+        ManagerCommand::Resume(args) => {
+            let id = verbs::resume(&args.connect.client(global)?, &args.node).await?;
+            output::say(format_args!("node {} gets work again", args.node));
             output::data(id)
         }
         ManagerCommand::Logs(args) => logs(global, args, shutdown).await,
         ManagerCommand::List(args) => list(global, args).await,
         ManagerCommand::Prune(args) => {
             let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
+            if args.dry_run || !args.yes {
+                list_prunable(&runtime, &global.cluster).await?;
+            }
+            if args.dry_run {
+                return Ok(());
+            }
+            if !args.yes {
+                confirm("remove all this, with the tasks that the master has accepted?")?;
+            }
             prune(&runtime, &global.cluster).await.map(|_| ())
         }
     }
@@ -205,8 +246,15 @@ pub(crate) async fn prune(runtime: &Runtime, cluster: &str) -> Result<usize, Fai
         },
     };
     let mut count = pruned.containers.len() + pruned.volumes.len();
-    for name in pruned.containers.iter().chain(&pruned.volumes) {
-        output::say(format_args!("removed {name}"));
+    let container = container_word(runtime);
+    for name in &pruned.containers {
+        output::say(format_args!("removed the {container} {name}"));
+    }
+    for name in &pruned.volumes {
+        output::say(format_args!("removed the volume {name}"));
+    }
+    for name in &pruned.images {
+        output::say(format_args!("removed the unused image {name}"));
     }
     match pruned.network {
         Some(NetworkEnd::Removed) => {
@@ -220,6 +268,57 @@ pub(crate) async fn prune(runtime: &Runtime, cluster: &str) -> Result<usize, Fai
         Some(NetworkEnd::Absent) | None => {}
     }
     Ok(count)
+}
+
+const fn container_word(runtime: &Runtime) -> &'static str {
+    match runtime {
+        Runtime::Docker(_) => "container",
+        Runtime::Process(_) => "process",
+    }
+}
+
+/// Writes what [`prune`] would remove to standard output.
+async fn list_prunable(runtime: &Runtime, cluster: &str) -> Result<(), Failure> {
+    for listed in runtime.engine().list(&Filter::cluster(cluster)).await? {
+        output::data(format_args!("{} {}", container_word(runtime), listed.name))?;
+    }
+    if let Runtime::Docker(engine) = runtime {
+        if engine.is_network_ours(cluster).await? {
+            output::data(format_args!("network {}", network_name(cluster)))?;
+        }
+        for name in engine.volumes(cluster).await? {
+            output::data(format_args!("volume {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks on the terminal.
+fn confirm(question: &str) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(
+            "nothing was removed; say --yes to remove what is listed above, with the master and its accepted tasks".to_owned(),
+        ));
+    }
+    output::say(format_args!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    match answer.trim() {
+        "y" | "Y" | "yes" if read.is_ok() => Ok(()),
+        _ => Err(Failure::Other("nothing was removed".to_owned())),
+    }
+}
+
+/// Says that nodes will share cores, where the manager's host is known to have fewer than asked for.
+fn warn_of_sharing(view: &PoolView, nodes: u32) {
+    let (Some(manager), Some(cpus)) = (&view.manager, view.spec.template.cpus) else { return };
+    if cpus * f64::from(nodes) > manager.host_cores {
+        output::say(format_args!(
+            "warning: {} of {cpus} cores are more than the host's {}: they will share them",
+            output::counted(nodes.into(), "node"),
+            manager.host_cores
+        ));
+    }
 }
 
 async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(), Failure> {
@@ -318,7 +417,11 @@ pub(crate) fn client_with(master: &str, token: &str) -> Result<client::Client, F
 async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
     let engine = runtime.engine();
-    let mut parts = verbs::logs(engine.as_ref(), &global.cluster, &args.node, args.follow, args.tail).await?;
+    let parts = verbs::logs(engine.as_ref(), &global.cluster, &args.node, args.follow, args.tail).await;
+    let mut parts = parts.map_err(|error| match error {
+        EngineError::NotFound(_) => Failure::Usage(error.to_string()),
+        other => other.into(),
+    })?;
     let token = shutdown.token();
     loop {
         tokio::select! {
@@ -334,15 +437,18 @@ async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -> Result<()
 async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
     let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
     // A master that does not answer does not hide the containers.
-    let nodes = match args.connect.client(global)?.nodes().await {
-        Ok(page) => page.items,
-        Err(error) => {
-            output::say(format_args!("without what the master says: {error}"));
-            Vec::new()
-        }
+    let asked = match args.connect.client(global) {
+        Ok(client) => client.nodes().await.map_err(Failure::from),
+        Err(failure) => Err(failure),
     };
-    let listed =
-        verbs::list(runtime.engine().as_ref(), &global.cluster, args.pool.as_deref(), &nodes).await?;
+    let nodes = asked.as_ref().map(|page| page.items.as_slice()).unwrap_or_default();
+    let listed = verbs::list(runtime.engine().as_ref(), &global.cluster, args.pool.as_deref(), nodes).await?;
+    if let Err(failure) = asked {
+        if listed.is_empty() {
+            return Err(failure);
+        }
+        output::say(format_args!("without what the master says: {failure}"));
+    }
     if args.output == ListOutput::Json {
         return output::json(&listed);
     }

@@ -1,17 +1,17 @@
 //! `evenkeel submit`: one task, or many with `--batch`.
 
-use super::{batch, parse_cores, parse_label};
+use super::{
+    batch, parse_cores, parse_label,
+    waiting::{ResultOutput, Waiting, print_ended},
+};
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
 use clap::{Args, ValueEnum};
 use client::{Client, SubmitOptions};
-use protocol::{
-    TaskId,
-    task::{Durability, Json, MAX_BODY_BYTES, Resources, Task, TaskSpec, TaskState},
-};
+use protocol::task::{Durability, Json, MAX_BODY_BYTES, Resources, TaskSpec};
 use serde_json::{Value, json, value::RawValue};
 use service::{
     Shutdown,
-    duration::{parse_bytes, parse_duration, parse_ms, show_duration},
+    duration::{parse_bytes, parse_duration, parse_ms},
 };
 use std::{
     fs,
@@ -20,8 +20,8 @@ use std::{
     time::Duration,
 };
 
-/// After the first Ctrl-C a second one is waited for this long.
-const SECOND_SIGNAL_WITHIN: Duration = Duration::from_secs(2);
+/// The kinds are looked up for a message within this.
+const KINDS_WITHIN: Duration = Duration::from_secs(3);
 /// A `memory` task without a bound of its own is waited for in requests of so long.
 const LONG: Duration = Duration::from_secs(365 * 86_400);
 
@@ -94,31 +94,27 @@ enum DurabilityArg {
     Memory,
 }
 
-/// What to print of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ResultOutput {
-    /// The whole result.
-    Json,
-    /// A lone value: the field `value`, of a command what it wrote, else the only field.
-    Value,
-}
-
 /// Submits, and waits unless it is told not to.
 ///
 /// # Errors
 /// How it ended otherwise than with a result.
 pub(crate) async fn run(global: &Global, args: SubmitArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     let client = args.connect.client(global)?;
+    let flags = args.connect.flags(global);
     if let Some(file) = &args.batch {
-        return batch::run(&client, file, args.detach, shutdown).await;
+        return batch::run(&client, file, args.detach, &flags, shutdown).await;
     }
-    let spec = args.spec()?;
+    let spec = match args.spec() {
+        // A slip in the kind's name is the likelier mistake.
+        Err(failure) => return Err(unknown_kind(&client, &args).await.unwrap_or(failure)),
+        Ok(spec) => spec,
+    };
     let options = match args.key.clone() {
         Some(key) => SubmitOptions { wait: None, idempotency_key: Some(key) },
         None => SubmitOptions::default().with_new_key(),
     };
     if spec.durability == Some(Durability::Memory) && !args.detach {
-        return submit_memory(&client, &spec, &args, shutdown).await;
+        return submit_memory(&client, &spec, &args, &flags, shutdown).await;
     }
     let token = shutdown.token();
     let task = tokio::select! {
@@ -128,7 +124,25 @@ pub(crate) async fn run(global: &Global, args: SubmitArgs, shutdown: &Shutdown) 
     if args.detach {
         return output::data(task.id);
     }
-    wait_and_print(&client, task.id, args.wait_for, args.output, shutdown).await
+    let waiting = Waiting { client: &client, id: task.id, flags: &flags };
+    waiting.print_end(args.wait_for, args.output, shutdown).await
+}
+
+/// What is wrong with the kind of a short form, if the master knows no such kind; bounded, because it is only
+/// for a better message.
+async fn unknown_kind(client: &Client, args: &SubmitArgs) -> Option<Failure> {
+    let asked = args.kind.as_deref().filter(|_| !args.arguments.is_empty())?;
+    let kinds = tokio::time::timeout(KINDS_WITHIN, client.kinds()).await.ok()?.ok()?.items;
+    if kinds.iter().any(|kind| kind.name == asked) {
+        return None;
+    }
+    let similarity = |name: &&str| strsim::jaro_winkler(asked, name);
+    let names: Vec<&str> = kinds.iter().map(|kind| kind.name.as_str()).collect();
+    let near = names.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    Some(Failure::Usage(format!(
+        "there is no kind {asked:?}, did you mean {near:?}? There are: {}",
+        names.join(", ")
+    )))
 }
 
 impl SubmitArgs {
@@ -143,7 +157,11 @@ impl SubmitArgs {
         spec.deadline_ms = self.deadline;
         spec.max_attempts = self.max_attempts;
         spec.priority = self.priority;
-        spec.labels = self.label.iter().cloned().collect();
+        for (key, value) in &self.label {
+            if spec.labels.insert(key.clone(), value.clone()).is_some() {
+                return Err(Failure::Usage(format!("--label {key} is given twice")));
+            }
+        }
         if self.cores.is_some() || self.memory.is_some() {
             let default = Resources::default();
             spec.resources = Some(Resources {
@@ -165,6 +183,7 @@ async fn submit_memory(
     client: &Client,
     spec: &TaskSpec,
     args: &SubmitArgs,
+    flags: &str,
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
     let options =
@@ -177,88 +196,7 @@ async fn submit_memory(
     if task.state.is_terminal() {
         return print_ended(&task, args.output);
     }
-    Err(wait_over(task.id, args.wait_for.unwrap_or(LONG)))
-}
-
-fn wait_over(id: TaskId, wait: Duration) -> Failure {
-    Failure::WaitOver(format!(
-        "task {id} has not ended within {}; it goes on: evenkeel task wait {id}",
-        show_duration(wait)
-    ))
-}
-
-/// Waits for a task's end and prints its result. The first Ctrl-C leaves it running, the second cancels it.
-///
-/// # Errors
-/// How it ended otherwise than with a result.
-pub(crate) async fn wait_and_print(
-    client: &Client,
-    id: TaskId,
-    wait_for: Option<Duration>,
-    what: ResultOutput,
-    shutdown: &Shutdown,
-) -> Result<(), Failure> {
-    shutdown.signals_that_do_not_kill(2);
-    let ended = async {
-        match wait_for {
-            Some(wait) => client.task(id, Some(wait)).await,
-            None => client.wait_for_end(id).await,
-        }
-    };
-    let task = tokio::select! {
-        task = ended => task?,
-        () = shutdown.signalled(1) => return leave_or_cancel(client, id, shutdown).await,
-    };
-    match wait_for {
-        Some(wait) if !task.state.is_terminal() => Err(wait_over(id, wait)),
-        _ => print_ended(&task, what),
-    }
-}
-
-async fn leave_or_cancel(client: &Client, id: TaskId, shutdown: &Shutdown) -> Result<(), Failure> {
-    output::say(format_args!(
-        "task {id} goes on; press Ctrl-C again now to cancel it, or later: evenkeel task cancel {id}"
-    ));
-    if tokio::time::timeout(SECOND_SIGNAL_WITHIN, shutdown.signalled(2)).await.is_ok() {
-        client.cancel(id).await?;
-        return Err(Failure::Interrupted(format!("task {id} is cancelled")));
-    }
-    Err(Failure::Interrupted(String::new()))
-}
-
-/// Prints the result of an ended task, and why it failed if it did.
-///
-/// # Errors
-/// [`Failure::TaskEnded`] if it did not succeed.
-pub(crate) fn print_ended(task: &Task, what: ResultOutput) -> Result<(), Failure> {
-    if let Some(result) = &task.result {
-        match what {
-            ResultOutput::Json => output::data(result.get())?,
-            ResultOutput::Value => output::data(lone_value(result))?,
-        }
-    }
-    if task.state == TaskState::Succeeded {
-        return Ok(());
-    }
-    let why = task
-        .error
-        .as_ref()
-        .map_or_else(String::new, |error| format!(": {}: {}", error.code.as_str(), error.message));
-    let verb = if task.state == TaskState::Cancelled { "was" } else { "has" };
-    output::say(format_args!("evenkeel: task {} {verb} {}{why}", task.id, task.state.as_str()));
-    Err(Failure::TaskEnded)
-}
-
-fn lone_value(result: &RawValue) -> String {
-    // Values of fields are kept as their text, so that no number loses a digit.
-    let fields: Option<std::collections::BTreeMap<String, &RawValue>> =
-        serde_json::from_str(result.get()).ok();
-    let lone = fields.as_ref().and_then(|fields| {
-        let named = fields.get("value").or_else(|| fields.get("stdout"));
-        named.or_else(|| fields.values().next().filter(|_| fields.len() == 1)).copied()
-    });
-    let text = lone.unwrap_or(result).get();
-    serde_json::from_str::<String>(text).unwrap_or_else(|_| text.to_owned())
+    Err(Waiting { client, id: task.id, flags }.over(args.wait_for.unwrap_or(LONG)))
 }
 
 fn raw(value: &Value) -> Result<Json, Failure> {
@@ -356,17 +294,6 @@ mod tests {
         assert_eq!(short("own", &[]), "none");
         assert!(short("own", &["1"]).contains("--input"));
         assert!(short("fib", &["1", "2"]).contains("submit fib N"));
-    }
-
-    #[test]
-    fn a_lone_value_is_shown_without_its_quotes() {
-        let value = |text: &str| lone_value(&RawValue::from_string(text.to_owned()).unwrap());
-        assert_eq!(value(r#"{"value":"102334155"}"#), "102334155");
-        assert_eq!(value(r#"{"exit_code":0,"stdout":"hello\n","truncated":false}"#), "hello\n");
-        assert_eq!(value(r#"{"cpu_ms":200}"#), "200");
-        assert_eq!(value(r#"{"a":1,"b":2}"#), r#"{"a":1,"b":2}"#);
-        assert_eq!(value("12345678901234567890.50"), "12345678901234567890.50");
-        assert_eq!(value("{}"), "{}");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use super::{
     parse_label,
-    submit::{ResultOutput, wait_and_print},
     token::ListOutput,
+    waiting::{ResultOutput, Waiting},
 };
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use node_manager::verbs;
 use protocol::{
-    NodeId, TaskId,
+    NodeId, TaskId, Timestamp,
     status::Explanation,
     task::{Task, TaskQuery, TaskState},
 };
@@ -16,7 +17,7 @@ use service::{
     Shutdown,
     duration::{parse_duration, show_duration},
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// What to do with tasks.
 #[derive(Debug, Subcommand)]
@@ -93,9 +94,9 @@ pub(crate) struct ListArgs {
     /// Only tasks of this kind
     #[arg(long)]
     kind: Option<String>,
-    /// Only tasks whose last attempt went to this node (its id)
+    /// Only tasks whose last attempt went to this node (its name or id)
     #[arg(long)]
-    node: Option<NodeId>,
+    node: Option<String>,
     /// Only tasks with this label
     #[arg(long, value_parser = parse_label, value_name = "KEY=VALUE")]
     label: Option<(String, String)>,
@@ -143,7 +144,9 @@ pub(crate) async fn run(global: &Global, command: TaskCommand, shutdown: &Shutdo
         TaskCommand::Get(args) => output::json(&args.connect.client(global)?.task(args.id, None).await?),
         TaskCommand::Wait(args) => {
             let client = args.connect.client(global)?;
-            wait_and_print(&client, args.id, args.wait_for, args.output, shutdown).await
+            let flags = args.connect.flags(global);
+            let waiting = Waiting { client: &client, id: args.id, flags: &flags };
+            waiting.print_end(args.wait_for, args.output, shutdown).await
         }
         TaskCommand::Cancel(args) => {
             let client = args.connect.client(global)?;
@@ -167,35 +170,48 @@ pub(crate) async fn run(global: &Global, command: TaskCommand, shutdown: &Shutdo
 }
 
 async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
+    let client = args.connect.client(global)?;
+    let node = match &args.node {
+        Some(node) => Some(verbs::find_node(&client, node).await?),
+        None => None,
+    };
     let query = TaskQuery {
         state: args.state.map(Into::into),
         kind: args.kind,
-        node: args.node,
+        node,
         label: args.label.map(|(key, value)| format!("{key}={value}")),
         limit: Some(args.limit),
         cursor: args.cursor,
         full: args.full.then_some(1),
     };
-    let page = args.connect.client(global)?.tasks(&query).await?;
+    let page = client.tasks(&query).await?;
     if args.output == ListOutput::Json {
         return output::json(&page);
     }
-    let rows: Vec<_> = page.items.iter().map(row).collect();
-    output::table(&["ID", "KIND", "STATE", "NODE", "ATTEMPT", "QUEUE", "RUN", "CPU", "ERROR"], &rows)?;
+    // Nodes that the master has forgotten are shown by their ids.
+    let nodes = client.nodes().await.map(|page| page.items).unwrap_or_default();
+    let names: BTreeMap<_, _> = nodes.into_iter().map(|node| (node.id, node.name)).collect();
+    let now = service::clock::wall();
+    let rows: Vec<_> = page.items.iter().map(|task| row(task, &names, now)).collect();
+    output::table(&["ID", "KIND", "STATE", "AGE", "NODE", "ATTEMPT", "QUEUE", "RUN", "CPU", "ERROR"], &rows)?;
     if let Some(cursor) = page.next_cursor {
         output::say(format_args!("there are more: --cursor {cursor}"));
     }
     Ok(())
 }
 
-fn row(task: &Task) -> Vec<String> {
+fn row(task: &Task, names: &BTreeMap<NodeId, String>, now: Timestamp) -> Vec<String> {
     let time =
         |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| show_duration(Duration::from_millis(ms)));
     vec![
         task.id.to_string(),
         task.kind.clone(),
         task.state.as_str().to_owned(),
-        task.node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+        time(Some(now.ms_since(task.submitted_at))),
+        task.node.map_or_else(
+            || "-".to_owned(),
+            |node| names.get(&node).cloned().unwrap_or_else(|| node.to_string()),
+        ),
         format!("{}/{}", task.attempt, task.max_attempts),
         time(Some(task.queue_ms)),
         time(task.run_ms),

@@ -7,14 +7,16 @@ use crate::{
     exit::Failure,
     output,
     up::{
-        Cluster, Wish, forget, owner,
+        Cluster, Wish,
+        checks::MOST_NODES,
+        forget, owner,
         runtime::{self, PROCESSES, Runtime, RuntimeArg},
     },
 };
 use clap::Args;
 use node_manager::docker::DockerEngine;
 use protocol::pool::Mount;
-use service::{Shutdown, duration::parse_bytes};
+use service::{Shutdown, duration::parse_bytes, state::ADMIN_TOKEN_FILE};
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -27,8 +29,8 @@ const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// Arguments of `up`.
 #[derive(Args, Debug)]
 pub(crate) struct UpArgs {
-    /// How many nodes [default: one for each core, at most 4]
-    #[arg(long)]
+    /// How many nodes, at most 256 [default: one for each core, at most 4]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(..=MOST_NODES))]
     nodes: Option<u32>,
     /// What nodes are
     #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
@@ -49,7 +51,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FILE")]
     kinds: Option<PathBuf>,
     /// Where the master is reached on this host
-    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS", value_parser = parse_listen)]
     listen: SocketAddr,
     /// Subnet of the cluster's network [default: Docker's choice]
     #[arg(long, value_name = "CIDR")]
@@ -71,6 +73,12 @@ pub(crate) struct DownArgs {
     /// Only what is of this runtime
     #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
     runtime: RuntimeArg,
+}
+
+/// An address with a port.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let port = text.trim_start_matches(':').parse::<u16>().unwrap_or(7_400);
+    text.parse().map_err(|_| format!("{text:?} is not an address with a port; write it as 127.0.0.1:{port}"))
 }
 
 /// `SOURCE:TARGET[:ro]`.
@@ -119,12 +127,18 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
         cgroup_parent: args.cgroup_parent,
         detach: args.detach,
     };
+    if !args.listen.ip().is_loopback() {
+        output::say(format_args!(
+            "warning: --listen {}: tokens, tasks and results go over the network in clear text, and whoever reaches this address can try to use the master",
+            args.listen
+        ));
+    }
     let token = shutdown.token();
     let mut cluster = Cluster::bring_up(&wish, &state, &token).await?;
     output::data(format_args!("master:  {}", cluster.url))?;
     output::data(format_args!("context: {}", state.path().display()))?;
-    let flag =
-        if global.cluster == "default" { String::new() } else { format!(" --cluster {}", global.cluster) };
+    output::data(format_args!("token:   {}", state.file(ADMIN_TOKEN_FILE).display()))?;
+    let flag = global.flags();
     output::say(format_args!("cluster {} is up; try: evenkeel submit{flag} fib 40", global.cluster));
     if args.detach {
         output::say(format_args!("take it down by: evenkeel down{flag}"));
@@ -133,7 +147,7 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
     }
     output::say("Ctrl-C takes it down");
     let ended = tokio::select! {
-        () = token.cancelled() => Ok(()),
+        () = token.cancelled() => Err(Failure::Interrupted(String::new())),
         failure = cluster.manager_ended() => Err(failure),
     };
     cluster.take_down().await?;
@@ -182,6 +196,13 @@ pub(crate) async fn down(global: &Global, args: &DownArgs) -> Result<(), Failure
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lone_port_is_told_how_to_become_an_address() {
+        assert!(parse_listen("0.0.0.0:7401").is_ok());
+        assert!(parse_listen("7411").unwrap_err().contains("127.0.0.1:7411"));
+        assert!(parse_listen(":7411").unwrap_err().contains("127.0.0.1:7411"));
+    }
 
     #[test]
     fn mounts_as_docker_writes_them() {

@@ -1,11 +1,12 @@
 //! A whole cluster on this host: brought up, waited for, taken down.
 //!
 //! - [`runtime`]: containers or processes; [`sizes`]: how many nodes and how large; [`specs`]: the containers
-//!   beside the nodes; [`owner`]: the `up` in the foreground;
+//!   beside the nodes; `checks`: what is refused before anything is made; [`owner`]: the `up` in the foreground;
 //! - [`Cluster::bring_up`], [`Cluster::take_down`]: the two ends.
 //!
 //! What holds: what bringing up has made is gone again when it fails or is interrupted.
 
+pub(crate) mod checks;
 pub(crate) mod owner;
 pub(crate) mod runtime;
 pub(crate) mod sizes;
@@ -20,7 +21,7 @@ use client::Client;
 use futures_util::StreamExt;
 use node_manager::{
     docker::network::NetworkWish,
-    engine::{ContainerSpec, Engine, Filter, Listed, Role, Stdin},
+    engine::{ContainerSpec, Engine, EngineError, Filter, Listed, Role, Stdin},
     template::Surroundings,
     verbs,
 };
@@ -57,6 +58,10 @@ const NODES_WITHIN: Duration = Duration::from_secs(60);
 const EACH_NODE_WITHIN: Duration = Duration::from_secs(2);
 /// A manager inside `up` ends within this.
 const MANAGER_ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// What the manager says is wrong is given so long to go away by itself.
+const TROUBLE_FOR: Duration = Duration::from_secs(5);
+/// How often the manager is looked at.
+const TROUBLE_LOOK: Duration = Duration::from_secs(1);
 /// Lines of a log that are shown when something does not become ready.
 const TAIL_LINES: u32 = 15;
 /// Logs of more nodes than these say nothing new.
@@ -121,6 +126,7 @@ impl Cluster {
         let runtime = runtime::choose(wish.runtime, state).await?;
         refuse_second(&runtime, &wish.cluster, state).await?;
         refuse_taken_address(wish.listen)?;
+        checks::refuse_impossible(wish, &runtime).await?;
         state.create()?;
         let client = client_with(&url_of(wish.listen), admin_token(state)?.expose())?;
         let mut cluster = Self {
@@ -160,7 +166,8 @@ impl Cluster {
         let cpus = wish.cpus.unwrap_or(cpus);
         if cpus * f64::from(nodes) > host.cores {
             output::say(format_args!(
-                "{nodes} nodes of {cpus} cores are more than this host's {}: they will share them",
+                "{} of {cpus} cores are more than this host's {}: they will share them",
+                output::counted(nodes.into(), "node"),
                 host.cores
             ));
         }
@@ -200,7 +207,10 @@ impl Cluster {
         let Runtime::Docker(engine) = &self.runtime else { return Ok(None) };
         let image = image_reference(engine).await?;
         let network = NetworkWish { subnet: wish.subnet.clone(), internal: false };
-        let network = engine.ensure_network(&self.name, &network).await?;
+        let network = engine.ensure_network(&self.name, &network).await.map_err(|error| match error {
+            EngineError::Refused(reason) => Failure::Usage(format!("--subnet: {reason}")),
+            other => other.into(),
+        })?;
         let cgroup_parent = wish.cgroup_parent.clone();
         Ok(Some(specs::Place { cluster: self.name.clone(), image, network, cgroup_parent }))
     }
@@ -283,6 +293,7 @@ impl Cluster {
 
     async fn wait_for_nodes(&mut self, wanted: u32) -> Result<(), Failure> {
         let (began, within) = (Instant::now(), NODES_WITHIN + EACH_NODE_WITHIN * wanted);
+        let (mut most_ready, mut looked, mut trouble_since) = (0, Instant::now(), None::<Instant>);
         loop {
             let nodes = self.client.nodes().await?.items;
             let ready =
@@ -296,26 +307,47 @@ impl Cluster {
                 ended?;
                 return Err(Failure::Other("the node-manager ended by itself".to_owned()));
             }
-            if began.elapsed() > within {
+            if ready > most_ready {
+                (most_ready, trouble_since) = (ready, None);
+            }
+            if looked.elapsed() >= TROUBLE_LOOK {
+                looked = Instant::now();
+                let in_trouble = self.is_in_trouble().await?;
+                trouble_since = in_trouble.then(|| trouble_since.unwrap_or(looked));
+            }
+            if began.elapsed() > within || trouble_since.is_some_and(|since| since.elapsed() > TROUBLE_FOR) {
                 return Err(self.why_no_nodes(ready, wanted).await);
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
+    /// Whether the manager says that something is wrong, or has ended.
+    async fn is_in_trouble(&self) -> Result<bool, Failure> {
+        let view = self.client.pool(POOL).await?;
+        if view.manager.is_some_and(|manager| !manager.trouble.is_empty()) {
+            return Ok(true);
+        }
+        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
+        Ok(listed.iter().any(|it| it.role == Role::Manager && has_ended(it)))
+    }
+
+    /// Shows the ends of the logs, and returns the reason, which is thus said last.
     async fn why_no_nodes(&self, ready: usize, wanted: u32) -> Failure {
-        let mut text = format!("only {ready} of {wanted} nodes became ready");
+        let nodes = output::counted(wanted.into(), "node");
+        let mut text = format!("only {ready} of {nodes} became ready");
         if let Ok(view) = self.client.pool(POOL).await {
-            let trouble =
-                view.manager.map_or("no manager keeps the pool".to_owned(), |manager| manager.trouble);
-            text.push_str(&format!("; the manager says: {trouble}"));
+            match view.manager.map(|manager| manager.trouble) {
+                Some(trouble) if trouble.is_empty() => {}
+                Some(trouble) => text.push_str(&format!("; the manager says: {trouble}")),
+                None => text.push_str("; no manager keeps the pool"),
+            }
         }
         let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await.unwrap_or_default();
         let managers = listed.iter().filter(|it| it.role == Role::Manager);
         let nodes = listed.iter().filter(|it| it.role == Role::Node).take(TAIL_NODES);
         for listed in managers.chain(nodes) {
-            text.push('\n');
-            text.push_str(&self.tail(&listed.name).await);
+            output::say(self.tail(&listed.name).await);
         }
         Failure::Other(text)
     }

@@ -7,11 +7,13 @@ use crate::{
 };
 use bollard::{
     body_full,
-    query_parameters::{BuildImageOptionsBuilder, TagImageOptionsBuilder},
+    query_parameters::{
+        BuildImageOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder,
+    },
 };
 use fault::bounded;
 use futures_util::StreamExt as _;
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 /// Bound of a build: it moves one file of some MB, and the daemon may be busy.
 const BUILD_SECONDS: u64 = 300;
@@ -45,11 +47,48 @@ impl DockerEngine {
         Ok(Built { reference, id, built })
     }
 
+    /// Whether the daemon has an image of this name. Nothing is pulled.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub async fn has_image(&self, reference: &str) -> Outcome<bool> {
+        Ok(self.image_id(reference).await?.is_some())
+    }
+
     /// `None` if there is no such image.
     async fn image_id(&self, reference: &str) -> Outcome<Option<String>> {
         let what = format!("inspecting the image {reference}");
         let asked = bounded(&what, ASK_SECONDS, self.docker.inspect_image(reference)).await;
         Ok(fault::fine_if(asked.map(Some), fault::is_absent, None)?.and_then(|image| image.id))
+    }
+
+    /// Removes images that we tagged by their content, except those that have another tag too (a version, or
+    /// `latest`) or that a container uses; their names.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub async fn remove_old_images(&self) -> Outcome<Vec<String>> {
+        let filters = HashMap::from([("reference", vec![REPOSITORY])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let listed = bounded("listing images", ASK_SECONDS, self.docker.list_images(Some(options))).await?;
+        let mut removed = Vec::new();
+        for image in listed {
+            let [reference] = image.repo_tags.as_slice() else { continue };
+            if !is_tagged_by_content(reference) {
+                continue;
+            }
+            let what = format!("removing the image {reference}");
+            // Not by force: one that a container uses stays.
+            let removing = self.docker.remove_image(reference, None::<RemoveImageOptions>, None);
+            match bounded(&what, ACT_SECONDS, removing).await {
+                Ok(_) => removed.push(reference.clone()),
+                Err(error @ (EngineError::Timeout { .. } | EngineError::Unreachable { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => tracing::debug!(%error, "an old image stays"),
+            }
+        }
+        Ok(removed)
     }
 
     async fn build(&self, program: &Program, reference: &str) -> Outcome<()> {
@@ -70,5 +109,26 @@ impl DockerEngine {
         tokio::time::timeout(Duration::from_secs(BUILD_SECONDS), building)
             .await
             .unwrap_or_else(|_| Err(EngineError::Timeout { what: what.clone(), seconds: BUILD_SECONDS }))
+    }
+}
+
+/// Whether this is a name that only [`DockerEngine::ensure_image`] gives.
+fn is_tagged_by_content(reference: &str) -> bool {
+    let hash = reference.strip_prefix(REPOSITORY).and_then(|rest| rest.strip_prefix(':'));
+    hash.is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_tagged_by_content;
+
+    #[test]
+    fn only_names_that_we_give_are_ours() {
+        assert!(is_tagged_by_content("evenkeel:0123456789ab"));
+        for other in
+            ["evenkeel:latest", "evenkeel:0.1.0", "x/evenkeel:0123456789ab", "evenkeels:0123456789ab"]
+        {
+            assert!(!is_tagged_by_content(other), "{other}");
+        }
     }
 }

@@ -98,6 +98,16 @@ impl DockerEngine {
         Ok(NetworkEnd::Removed)
     }
 
+    /// Whether the cluster has a network that we made.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub async fn is_network_ours(&self, cluster: &str) -> Outcome<bool> {
+        let network = self.network(&network_name(cluster)).await?;
+        let label = network.and_then(|network| network.labels?.get(LABEL_CLUSTER).cloned());
+        Ok(label.is_some_and(|label| label == cluster))
+    }
+
     async fn network(&self, name: &str) -> Outcome<Option<NetworkInspect>> {
         let asked = self.docker.inspect_network(name, None);
         let what = format!("inspecting the network {name}");

@@ -30,21 +30,29 @@ impl DockerEngine {
         bounded(&what, ACT_SECONDS, self.docker.create_volume(request)).await.map(|_| ())
     }
 
+    /// Names of all volumes with the cluster's label.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub async fn volumes(&self, cluster: &str) -> Outcome<Vec<String>> {
+        let filters = HashMap::from([("label", vec![format!("{LABEL_CLUSTER}={cluster}")])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let listed = bounded("listing volumes", ASK_SECONDS, self.docker.list_volumes(Some(options))).await?;
+        Ok(listed.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect())
+    }
+
     /// Removes all volumes with the cluster's label; their names.
     ///
     /// # Errors
     /// If one is in use, or the daemon does not answer.
     pub async fn remove_volumes(&self, cluster: &str) -> Outcome<Vec<String>> {
-        let filters = HashMap::from([("label", vec![format!("{LABEL_CLUSTER}={cluster}")])]);
-        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
-        let listed = bounded("listing volumes", ASK_SECONDS, self.docker.list_volumes(Some(options))).await?;
         let mut removed = Vec::new();
-        for volume in listed.volumes.unwrap_or_default() {
+        for name in self.volumes(cluster).await? {
             let options = RemoveVolumeOptionsBuilder::new().build();
-            let what = format!("removing the volume {}", volume.name);
-            let removing = self.docker.remove_volume(&volume.name, Some(options));
+            let what = format!("removing the volume {name}");
+            let removing = self.docker.remove_volume(&name, Some(options));
             fault::fine_if(bounded(&what, ACT_SECONDS, removing).await, fault::is_absent, ())?;
-            removed.push(volume.name);
+            removed.push(name);
         }
         Ok(removed)
     }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the claim is renewed.
@@ -24,23 +24,27 @@ const CALL: Duration = Duration::from_secs(30);
 
 /// What goes wrong, by where; shown at the master.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trouble(Arc<Mutex<BTreeMap<&'static str, String>>>);
+pub(super) struct Trouble {
+    texts: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    changed: Arc<Notify>,
+}
 
 impl Trouble {
     /// Replaces what goes wrong there; an empty text: nothing.
     pub(super) fn set(&self, place: &'static str, text: String) {
-        let Ok(mut troubles) = self.0.lock() else { return };
+        let Ok(mut troubles) = self.texts.lock() else { return };
         let known = troubles.get(place).is_some_and(|before| *before == text);
         if text.is_empty() {
             troubles.remove(place);
         } else if !known {
             tracing::warn!(place, text, "trouble");
             troubles.insert(place, text);
+            self.changed.notify_one();
         }
     }
 
     fn text(&self) -> String {
-        let texts = self.0.lock().map(|troubles| troubles.values().cloned().collect::<Vec<_>>());
+        let texts = self.texts.lock().map(|troubles| troubles.values().cloned().collect::<Vec<_>>());
         texts.unwrap_or_default().join(" | ")
     }
 }
@@ -103,7 +107,10 @@ pub(super) fn keep_claim(mut claim: Claim, stop: CancellationToken) -> oneshot::
     let (lost, receiver) = oneshot::channel();
     let renewing = async move {
         loop {
-            tokio::time::sleep(RENEW).await;
+            // Trouble is told soon, because somebody may wait for the nodes.
+            if tokio::time::timeout(RENEW, claim.trouble.changed.notified()).await.is_ok() {
+                tokio::time::sleep(PAUSE).await;
+            }
             claim.hello.trouble = claim.trouble.text();
             match tokio::time::timeout(CALL, claim.master.hello(&claim.hello)).await {
                 Ok(Err(error)) if error.status() == Some(409) => break error.to_string(),
