@@ -29,6 +29,9 @@ pub(crate) struct Limits {
     /// kept-alive connection the same way, so this is the idle bound too. Our own client lets go of idle
     /// connections before (`client::POOL_IDLE`), so that none is closed under a request.
     pub(crate) header_read: Duration,
+    /// The same for connections that are accepted while more than three quarters of the places are taken, so
+    /// that connections that say nothing do not keep out those that do.
+    pub(crate) header_read_crowded: Duration,
     /// How long a peer may read nothing of what is written to it before the connection is lost.
     pub(crate) write_stall: Duration,
     /// How long requests in progress may go on after shutdown was asked for.
@@ -42,6 +45,7 @@ impl Default for Limits {
             header_bytes: 32 * 1024,
             write_stall: Duration::from_secs(60),
             header_read: Duration::from_secs(10),
+            header_read_crowded: Duration::from_secs(2),
             drain: Duration::from_secs(5),
         }
     }
@@ -84,6 +88,10 @@ pub(crate) async fn serve(
         // Small answers must not wait for the peer's delayed acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "no TCP_NODELAY on this connection");
+        }
+        let mut limits = limits;
+        if slots.available_permits() < limits.connections / 4 {
+            limits.header_read = limits.header_read_crowded;
         }
         let (router, shutdown) = (router.clone(), shutdown.clone());
         tracker.spawn(async move {
@@ -135,8 +143,42 @@ async fn serve_stream(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_do_not_keep_out_those_that_do() {
+        let limits = Limits {
+            connections: 4,
+            header_read: Duration::from_secs(600),
+            header_read_crowded: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let router = Router::new().route("/", axum::routing::get(|| async { "hello" }));
+        let server = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
+        let mut idle = Vec::new();
+        for _ in 0..8 {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        asking.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        let answered = asking.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(30), answered).await.unwrap().unwrap();
+        assert!(answer.ends_with("hello"), "{answer}");
+        drop(idle);
+        shutdown.cancel();
+        server.await.unwrap();
+    }
 
     #[test]
     fn our_client_lets_go_of_idle_connections_before_the_server_does() {

@@ -253,3 +253,31 @@ async fn registrations_that_make_no_sense_are_refused() {
     master.call("POST", "/v1/nodes", &good.to_string()).await.problem(409, "name-in-use");
     master.stop().await;
 }
+
+#[tokio::test]
+async fn a_schema_whose_check_could_go_on_for_ever_is_refused_at_the_door() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let mut defs = serde_json::Map::new();
+    for level in 0..45 {
+        let next = json!({"$ref": format!("#/$defs/a{}", level + 1)});
+        defs.insert(format!("a{level}"), json!({"allOf": [next, next]}));
+    }
+    defs.insert("a45".to_owned(), json!({"type": "object"}));
+    let schema = json!({"$defs": defs, "$ref": "#/$defs/a0"});
+    let boot_id = BootId(uuid::Uuid::now_v7());
+    let mut body: serde_json::Value = serde_json::from_str(&registration("n-1", boot_id)).unwrap();
+    body["kinds"] = json!([{"name": "own", "description": "", "schema": schema}]);
+    let detail = master.call("POST", "/v1/nodes", &body.to_string()).await.problem(422, "invalid");
+    assert!(detail.contains("own"), "{detail}");
+    let text = format!("[[kind]]\nname = \"own\"\ncommand = [\"x\"]\nschema = '{schema}'\n");
+    let pool = json!({"desired": 1, "template": {"kinds": text}}).to_string();
+    master.call("PUT", "/v1/pools/default", &pool).await.problem(422, "invalid");
+    let kind = |number| json!({"name": format!("own-{number}"), "description": "", "schema": null});
+    body["kinds"] = (0..65).map(kind).collect();
+    master.call("POST", "/v1/nodes", &body.to_string()).await.problem(422, "invalid");
+    body["kinds"] = json!([]);
+    body["allotted_cores"] = json!(5e-324);
+    master.call("POST", "/v1/nodes", &body.to_string()).await.problem(422, "invalid");
+    master.stop().await;
+}
