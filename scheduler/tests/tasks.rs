@@ -486,3 +486,19 @@ fn while_the_store_fails_what_waits_to_be_written_is_bounded() {
     world.succeed(task);
     assert!(matches!(world.told(reply), Some(Answer::Accepted(_))));
 }
+
+#[test]
+fn the_end_of_a_memory_task_that_was_promised_is_told_from_the_store_too() {
+    let mut world = World::default();
+    world.join(1, 1.0);
+    let (task, reply) = world.submit_memory(burn(100), 200);
+    world.pass_ms(300, &[node(1)]);
+    assert!(matches!(world.told(reply), Some(Answer::Unfinished(_))));
+    let reply = world.wait(task);
+    world.store_works = false;
+    world.succeed(task);
+    assert!(world.told(reply).is_none());
+    assert_eq!(world.state(task), TaskState::Running);
+    world.commit();
+    assert_eq!(world.finished(reply).state, TaskState::Succeeded);
+}

@@ -19,12 +19,23 @@ pub struct Entry {
     pub durability: Durability,
     /// Whether the client was told that it is accepted.
     pub acknowledged: bool,
+    /// Whether the client was told so before its end, so that nothing it is told may be undone. Of a `memory`
+    /// task that was never promised the end may be told before it is stored, and a crash may undo it.
+    pub promised: bool,
     /// Whether the client asked to cancel it.
     pub cancel_asked: bool,
     /// Whether the master refused it for good.
     pub refused: bool,
     /// How it ended, as the client was told; the first such answer.
     pub ended: Option<(TaskState, Option<String>)>,
+}
+
+impl Entry {
+    /// Whether what the client is told of its end may never be undone.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.durability == Durability::Disk || self.promised
+    }
 }
 
 /// All that all clients saw.
@@ -44,15 +55,17 @@ impl History {
             self.violations.push(format!("submission {number} was task {id} and is now task {}", task.id));
         }
         entry.id = Some(task.id);
+        let certain = entry.is_certain();
         if !task.state.is_terminal() {
-            if entry.ended.is_some() {
+            entry.promised |= entry.ended.is_none();
+            if entry.ended.is_some() && certain {
                 self.violations.push(format!("task {} had ended and is {:?} again", task.id, task.state));
             }
             return;
         }
         let seen = (task.state, task.result.as_ref().map(|json| json.get().to_owned()));
         match &entry.ended {
-            Some(before) if *before != seen => {
+            Some(before) if *before != seen && certain => {
                 self.violations.push(format!("task {} ended as {before:?} and then as {seen:?}", task.id));
             }
             Some(_) => {}

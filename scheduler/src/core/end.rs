@@ -89,7 +89,8 @@ impl Core {
             client: live.record.client,
             winner: end.ran.map(|(run, node, ..)| (run, node)),
             writing: stored,
-            durable: live.durable,
+            // Whoever has a 202 was told of a stored task: its end is told from the store too.
+            durable: live.durable || live.promised && stored,
             before,
             waiters: live.waiters,
             decision: live.decision,

@@ -89,6 +89,7 @@ impl World {
             fails,
             durability,
             acknowledged: false,
+            promised: false,
             cancel_asked: false,
             refused: false,
             ended: None,
@@ -140,7 +141,7 @@ impl World {
         }
     }
 
-    /// Of a `disk` task nobody is told of an end that a crash could undo.
+    /// Of a `disk` task, or one that was promised, nobody is told of an end that a crash could undo.
     fn check_told(&mut self, number: u64, answer: &Answer) {
         let Some(entry) = self.history.entries.get(&number) else { return };
         let ended = match answer {
@@ -151,9 +152,7 @@ impl World {
             Answer::Refused(Refusal::Ended { .. }) => entry.id,
             _ => None,
         };
-        if let Some(id) =
-            ended.filter(|id| entry.durability == Durability::Disk && self.disk.ended(*id).is_none())
-        {
+        if let Some(id) = ended.filter(|id| entry.is_certain() && self.disk.ended(*id).is_none()) {
             self.history.violations.push(format!("the client of {id} is told of an end that is not on disk"));
         }
     }
