@@ -52,9 +52,10 @@ pub(crate) fn checked(header: RunResult, body: &[u8]) -> Ended {
         (Err(outcome), _) => (outcome, None),
     };
     let sample = sample.map(CpuSample::from).filter(|sample| sample.first_fault().is_none());
-    // `max` with 0 also turns a NaN into 0.
-    let run_ms = run_ms.max(0.0).min(MAX_RUN_MS);
-    let cpu_ms = cpu_ms.max(0.0).min(run_ms * MAX_CORES);
+    // A NaN is not above 0 either.
+    let bounded = |value: f64, most: f64| if value > 0.0 { value.min(most) } else { 0.0 };
+    let run_ms = bounded(run_ms, MAX_RUN_MS);
+    let cpu_ms = bounded(cpu_ms, run_ms * MAX_CORES);
     Ended { task, run, outcome, result, run_ms, cpu_ms, sample }
 }
 
