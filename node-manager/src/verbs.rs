@@ -178,8 +178,6 @@ pub struct Pruned {
     pub network: Option<NetworkEnd>,
     /// Names of the volumes.
     pub volumes: Vec<String>,
-    /// Names of our own images that no container uses and that are not of this program.
-    pub images: Vec<String>,
 }
 
 /// Removes every container (or process) with the cluster's label, managers first, so that none is made anew.
@@ -213,7 +211,7 @@ async fn remove_all(engine: &dyn Engine, group: Vec<Listed>) -> Outcome<Vec<Stri
 }
 
 /// Removes everything of a cluster that carries its label: containers, then the network if we made it and
-/// nobody else uses it, then volumes (the master's state too), then images of earlier programs that no container uses.
+/// nobody else uses it, then volumes (the master's state too).
 ///
 /// # Errors
 /// If the daemon does not answer, or something cannot be removed.
@@ -221,6 +219,5 @@ pub async fn prune(engine: &DockerEngine, cluster: &str) -> Outcome<Pruned> {
     let containers = prune_containers(engine, cluster).await?;
     let network = Some(engine.remove_network(cluster).await?);
     let volumes = engine.remove_volumes(cluster).await?;
-    let images = engine.remove_old_images().await?;
-    Ok(Pruned { containers, network, volumes, images })
+    Ok(Pruned { containers, network, volumes })
 }

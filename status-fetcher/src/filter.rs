@@ -57,6 +57,12 @@ fn parse_one<R: Row>(text: &str) -> Result<Condition<R>, String> {
 }
 
 impl<R: Row> Condition<R> {
+    /// The name of its column.
+    #[must_use]
+    pub fn column(&self) -> &'static str {
+        self.column.name
+    }
+
     /// Whether it holds for a row. What is not known is equal to nothing and neither more nor less. A
     /// number is equal to a value also if it is shown as that value.
     #[must_use]

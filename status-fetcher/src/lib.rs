@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use client::Client;
 use columns::Row;
 use containers::ContainerCpu;
-use protocol::node::NodeView;
+use protocol::node::{NodeStatus, NodeView};
 use service::shutdown::CancellationToken;
 use std::{future::Future, io::Write, time::Duration};
 
@@ -91,7 +91,8 @@ pub struct Target {
     pub cluster: String,
 }
 
-/// Shows the nodes once, or with `--watch` until `shutdown`.
+/// Shows the nodes once, or with `--watch` until `shutdown`. `terminal` is the width of the terminal that
+/// `out` is, if it is one.
 ///
 /// # Errors
 /// [`Error`]; under `--watch` only wrong usage and a closed output end it, everything else is shown and tried
@@ -99,7 +100,7 @@ pub struct Target {
 pub async fn run(
     target: &Target,
     options: &Options,
-    terminal: bool,
+    terminal: Option<u16>,
     shutdown: &CancellationToken,
     out: &mut (dyn Write + Send),
 ) -> Result<Outcome, Error> {
@@ -110,19 +111,19 @@ pub async fn run(
     };
     let Some(every) = options.watch else {
         let (text, outcome) =
-            within(shutdown, page.read(target, options)).await.ok_or(Error::Interrupted)??;
+            within(shutdown, page.read(target, options, terminal)).await.ok_or(Error::Interrupted)??;
         out.write_all(&text).and_then(|()| out.flush()).map_err(Error::Output)?;
         return Ok(outcome);
     };
     let mut last = Outcome::Degraded;
-    while let Some(read) = within(shutdown, page.read(target, options)).await {
+    while let Some(read) = within(shutdown, page.read(target, options, terminal)).await {
         let (text, outcome) = match read {
             Ok(read) => read,
             Err(error) => (format!("{error}\n").into_bytes(), Outcome::Degraded),
         };
         last = outcome;
         // On a terminal each page takes the place of the one before; in a file they follow each other.
-        let clear: &[u8] = if terminal { b"\x1b[H\x1b[2J" } else { b"" };
+        let clear: &[u8] = if terminal.is_some() { b"\x1b[H\x1b[2J" } else { b"" };
         out.write_all(clear)
             .and_then(|()| out.write_all(&text))
             .and_then(|()| out.flush())
@@ -153,24 +154,56 @@ enum Page {
 }
 
 impl Page {
-    async fn read(&self, target: &Target, options: &Options) -> Result<(Vec<u8>, Outcome), Error> {
+    async fn read(
+        &self,
+        target: &Target,
+        options: &Options,
+        width: Option<u16>,
+    ) -> Result<(Vec<u8>, Outcome), Error> {
         let mut text = Vec::new();
+        let is_table = matches!(options.output, Format::Table | Format::Wide);
         let degraded = match self {
             Self::Nodes(picker) => {
-                let nodes = target.client.nodes().await?.items;
+                let mut nodes = target.client.nodes().await?.items;
                 let degraded = columns::is_degraded(&nodes);
-                render::write(picker.pick(nodes), options.output, !options.no_headers, &mut text)?;
+                if is_table && !picker.filters_by("status") {
+                    // A node that was told to go is no news; `--filter status=stopped` and JSON show it.
+                    nodes.retain(|node| node.status != NodeStatus::Stopped);
+                }
+                if is_table && options.watch.is_some() && !options.no_headers {
+                    writeln!(text, "{}", totals(&nodes)).map_err(Error::Output)?;
+                }
+                render::write(picker.pick(nodes), options.output, !options.no_headers, width, &mut text)?;
                 degraded
             }
             Self::Containers(picker) => {
                 let containers = node_manager::docker::stats(&target.cluster).await?;
                 let degraded = containers.is_empty();
-                render::write(picker.pick(containers), options.output, !options.no_headers, &mut text)?;
+                render::write(
+                    picker.pick(containers),
+                    options.output,
+                    !options.no_headers,
+                    width,
+                    &mut text,
+                )?;
                 degraded
             }
         };
         Ok((text, if degraded { Outcome::Degraded } else { Outcome::Healthy }))
     }
+}
+
+/// The time, and all nodes in one line.
+fn totals(nodes: &[NodeView]) -> String {
+    let ready = nodes.iter().filter(|node| node.status == NodeStatus::Ready).count();
+    let used: f64 = nodes.iter().filter_map(|node| node.cpu.as_ref()).map(|cpu| cpu.sample.used_cores).sum();
+    let allotted: f64 = nodes.iter().map(|node| node.allotted_cores).sum();
+    let running: u64 = nodes.iter().map(|node| u64::from(node.running)).sum();
+    format!(
+        "{}  {ready} of {} nodes ready, {used:.2} of {allotted:.2} cores used, {running} tasks running",
+        service::clock::wall(),
+        nodes.len()
+    )
 }
 
 /// Which rows, in which order.
@@ -192,6 +225,12 @@ impl<R: Row> Picker<R> {
             None => columns::column(name).map(|column| (column, false)),
         });
         Ok(Self { conditions: conditions.unwrap_or_default(), sort: sort.transpose().map_err(Error::Usage)? })
+    }
+
+    /// Whether a condition is on the column of this name.
+    #[must_use]
+    pub fn filters_by(&self, column: &str) -> bool {
+        self.conditions.iter().any(|condition| condition.column() == column)
     }
 
     /// The rows for which all conditions hold, in order; rows that are equal in it keep theirs.

@@ -29,7 +29,7 @@ fn node(name: &str, status: &str, used: Option<f64>) -> NodeView {
 
 fn written<R: Row>(rows: Vec<R>, format: Format) -> String {
     let mut out = Vec::new();
-    render::write(rows, format, true, &mut out).unwrap();
+    render::write(rows, format, true, None, &mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 
@@ -70,6 +70,16 @@ fn the_table_shows_load_and_counts_and_a_dash_for_what_is_not_known() {
 }
 
 #[test]
+fn a_narrow_terminal_gets_fewer_columns_rather_than_broken_lines() {
+    let mut out = Vec::new();
+    let nodes = vec![node("node-1", "ready", Some(0.25)), node("node-2", "lost", None)];
+    render::write(nodes, Format::Table, true, Some(60), &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.lines().all(|line| line.len() <= 60), "{text}");
+    assert!(text.contains("CPU%") && !text.contains("FAILED"), "{text}");
+}
+
+#[test]
 fn wide_adds_columns_and_keeps_those_of_the_table() {
     let nodes = vec![node("node-1", "ready", Some(0.25)), node("node-2", "lost", None)];
     assert_eq!(written(nodes, Format::Wide), include_str!("golden/wide.txt"));
@@ -106,7 +116,7 @@ fn json_is_the_body_of_the_listing_and_jsonl_one_node_a_line() {
 fn without_headers_there_are_only_rows() {
     for format in [Format::Table, Format::Wide, Format::Csv] {
         let mut out = Vec::new();
-        render::write(vec![node("a", "ready", None)], format, false, &mut out).unwrap();
+        render::write(vec![node("a", "ready", None)], format, false, None, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.starts_with('a'), "{text}");

@@ -44,7 +44,7 @@ fn options(output: Format, watch: Option<Duration>) -> Options {
 async fn json_is_what_the_master_says() {
     let target = target(&master().await);
     let (token, mut out) = (CancellationToken::new(), Vec::new());
-    let outcome = run(&target, &options(Format::Json, None), false, &token, &mut out).await.unwrap();
+    let outcome = run(&target, &options(Format::Json, None), None, &token, &mut out).await.unwrap();
     assert_eq!(String::from_utf8(out).unwrap().trim_end(), LISTING.trim_end());
     assert_eq!(outcome, Outcome::Degraded, "one of its nodes is lost");
 }
@@ -53,7 +53,7 @@ async fn json_is_what_the_master_says() {
 async fn without_a_master_there_is_an_error_and_no_output() {
     let target = target("http://127.0.0.1:1");
     let (token, mut out) = (CancellationToken::new(), Vec::new());
-    let error = run(&target, &options(Format::Table, None), false, &token, &mut out).await.unwrap_err();
+    let error = run(&target, &options(Format::Table, None), None, &token, &mut out).await.unwrap_err();
     assert!(matches!(&error, Error::Master(error) if error.exit_code() == 3), "{error}");
     assert_eq!(out, b"");
 }
@@ -64,8 +64,7 @@ async fn asked_to_end_before_the_answer_it_ends_as_interrupted() {
     let target = target(&format!("http://{}", listener.local_addr().unwrap()));
     let token = CancellationToken::new();
     token.cancel();
-    let error =
-        run(&target, &options(Format::Table, None), false, &token, &mut Vec::new()).await.unwrap_err();
+    let error = run(&target, &options(Format::Table, None), None, &token, &mut Vec::new()).await.unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
 }
 
@@ -91,7 +90,7 @@ impl io::Write for Pages {
     }
 }
 
-async fn watched(url: &str, terminal: bool) -> (Outcome, String) {
+async fn watched(url: &str, terminal: Option<u16>) -> (Outcome, String) {
     let token = CancellationToken::new();
     let mut pages = Pages { left: 3, token: token.clone(), text: Vec::new() };
     let options = options(Format::Table, Some(Duration::from_millis(1)));
@@ -102,15 +101,16 @@ async fn watched(url: &str, terminal: bool) -> (Outcome, String) {
 #[tokio::test]
 async fn a_watch_clears_the_terminal_before_each_page_and_appends_to_a_file() {
     let url = master().await;
-    let (_, text) = watched(&url, true).await;
-    assert_eq!(text.matches("\x1b[H\x1b[2JNAME").count(), 3, "{text:?}");
-    let (_, text) = watched(&url, false).await;
+    let (_, text) = watched(&url, Some(200)).await;
+    assert_eq!(text.matches("\x1b[H\x1b[2J").count(), 3, "{text:?}");
+    assert_eq!(text.matches("nodes ready").count(), 3, "{text:?}");
+    let (_, text) = watched(&url, None).await;
     assert!(!text.contains('\x1b') && text.matches("NAME").count() == 3, "{text:?}");
 }
 
 #[tokio::test]
 async fn a_watch_goes_on_without_a_master_and_says_why_there_is_nothing_to_show() {
-    let (outcome, text) = watched("http://127.0.0.1:1", false).await;
+    let (outcome, text) = watched("http://127.0.0.1:1", None).await;
     assert_eq!(outcome, Outcome::Degraded);
     assert_eq!(text.matches("no connection to the master").count(), 3, "{text:?}");
 }

@@ -228,7 +228,13 @@ pub(crate) async fn run(
             if !args.yes {
                 confirm("remove all this, with the tasks that the master has accepted?")?;
             }
-            prune(&runtime, &global.cluster).await.map(|_| ())
+            prune(&runtime, &global.cluster).await?;
+            if let Runtime::Docker(engine) = &runtime {
+                for name in engine.remove_old_images().await? {
+                    output::say(format_args!("removed the unused image {name}"));
+                }
+            }
+            Ok(())
         }
     }
 }
@@ -252,9 +258,6 @@ pub(crate) async fn prune(runtime: &Runtime, cluster: &str) -> Result<usize, Fai
     }
     for name in &pruned.volumes {
         output::say(format_args!("removed the volume {name}"));
-    }
-    for name in &pruned.images {
-        output::say(format_args!("removed the unused image {name}"));
     }
     match pruned.network {
         Some(NetworkEnd::Removed) => {
@@ -288,6 +291,9 @@ async fn list_prunable(runtime: &Runtime, cluster: &str) -> Result<(), Failure> 
         }
         for name in engine.volumes(cluster).await? {
             output::data(format_args!("volume {name}"))?;
+        }
+        for name in engine.old_images().await? {
+            output::data(format_args!("image {name}, unless a container uses it"))?;
         }
     }
     Ok(())

@@ -33,7 +33,10 @@ pub(crate) async fn run(global: &Global, args: &StatusArgs, shutdown: &Shutdown)
     }
     let target =
         status_fetcher::Target { client: args.connect.client(global)?, cluster: global.cluster.clone() };
-    let terminal = io::stdout().is_terminal();
+    let terminal = io::stdout().is_terminal().then(|| {
+        let columns = console::Term::stdout().size_checked().map(|(_, columns)| columns);
+        columns.unwrap_or(u16::MAX)
+    });
     let mut out = io::stdout();
     let outcome = status_fetcher::run(&target, &args.options, terminal, &shutdown.token(), &mut out).await;
     if outcome.is_ok() && args.options.watch.is_some() && shutdown.token().is_cancelled() {

@@ -84,11 +84,12 @@ impl Waiting<'_> {
                 Ok(task) if task.state == TaskState::Queued => {}
                 _ => continue,
             }
-            if let Ok(explanation) = self.client.explain(self.id).await {
-                if explanation.reason != said && explanation.reason != "ended" {
-                    output::say(format_args!("task {} is queued: {}", self.id, explanation.message));
-                    said = explanation.reason;
-                }
+            if let Ok(explanation) = self.client.explain(self.id).await
+                && explanation.reason != said
+                && explanation.reason != "ended"
+            {
+                output::say(format_args!("task {} is queued: {}", self.id, explanation.message));
+                said = explanation.reason;
             }
         }
     }

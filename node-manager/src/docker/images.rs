@@ -62,26 +62,35 @@ impl DockerEngine {
         Ok(fault::fine_if(asked.map(Some), fault::is_absent, None)?.and_then(|image| image.id))
     }
 
-    /// Removes images that we tagged by their content, except those that have another tag too (a version, or
-    /// `latest`) or that a container uses; their names.
+    /// Images that we tagged by their content and that have no other tag any more (a version, or `latest`):
+    /// those of earlier programs.
+    ///
+    /// # Errors
+    /// If the daemon does not answer.
+    pub async fn old_images(&self) -> Outcome<Vec<String>> {
+        let filters = HashMap::from([("reference", vec![REPOSITORY])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let listed = bounded("listing images", ASK_SECONDS, self.docker.list_images(Some(options))).await?;
+        let old = listed.into_iter().filter_map(|image| match image.repo_tags.as_slice() {
+            [reference] if is_tagged_by_content(reference) => Some(reference.clone()),
+            _ => None,
+        });
+        Ok(old.collect())
+    }
+
+    /// Removes [`DockerEngine::old_images`], except those that a container uses; the names of what was
+    /// removed.
     ///
     /// # Errors
     /// If the daemon does not answer.
     pub async fn remove_old_images(&self) -> Outcome<Vec<String>> {
-        let filters = HashMap::from([("reference", vec![REPOSITORY])]);
-        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-        let listed = bounded("listing images", ASK_SECONDS, self.docker.list_images(Some(options))).await?;
         let mut removed = Vec::new();
-        for image in listed {
-            let [reference] = image.repo_tags.as_slice() else { continue };
-            if !is_tagged_by_content(reference) {
-                continue;
-            }
+        for reference in self.old_images().await? {
             let what = format!("removing the image {reference}");
             // Not by force: one that a container uses stays.
-            let removing = self.docker.remove_image(reference, None::<RemoveImageOptions>, None);
+            let removing = self.docker.remove_image(&reference, None::<RemoveImageOptions>, None);
             match bounded(&what, ACT_SECONDS, removing).await {
-                Ok(_) => removed.push(reference.clone()),
+                Ok(_) => removed.push(reference),
                 Err(error @ (EngineError::Timeout { .. } | EngineError::Unreachable { .. })) => {
                     return Err(error);
                 }
