@@ -10,7 +10,7 @@ use crate::{
     config::{Config, registration},
     cpu::{Reading, SAMPLE_INTERVAL_MS, Sampler},
     identity::{SavedSession, local_ip, local_ip_to},
-    kinds::strays,
+    kinds::{strays, tidy_between_commands},
     slots::{Abilities, OnOver, Over, Slots},
 };
 use client::{Client, ClientConfig, Token};
@@ -22,6 +22,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use session::node::{Bearer, Config as Bounds, ConnectFailure, Effect, ExitReason, RegisterFailure, Session};
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,8 +43,12 @@ const SAMPLE_BUSY: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS);
 const SAMPLE_IDLE: Duration = Duration::from_millis(600);
 /// Reports out of turn are this far apart at least.
 const REPORT_APART: Duration = Duration::from_millis(250);
-/// Strays are looked for this often while programs may run here.
+/// Strays are looked for this often while something runs or was found, and where nothing does every so many
+/// times only: what `docker exec` leaves behind is to be reaped too.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_IDLE_EVERY: Duration = Duration::from_secs(10);
+/// This node's address is looked up this often, and when a report is not answered.
+const ROUTE_EVERY: Duration = Duration::from_secs(5);
 /// What still runs at the very end must stop within this.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Part of an interval by which reports are moved, so that nodes do not report in step.
@@ -82,6 +87,8 @@ pub(crate) struct Agent {
     cores: f64,
     report_seq: u64,
     report_in_flight: bool,
+    report_failed: bool,
+    next_route_check: Instant,
     reported_at: Option<Instant>,
     next_report: Instant,
     next_sample: Instant,
@@ -104,6 +111,10 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     {
         tracing::warn!(%error, "processes that leave their group are not found when a command ends");
     }
+    if std::process::id() == 1 && agent.slots.runs_programs() && !rustix::process::geteuid().is_root() {
+        // A container of its own: process 1, as a user that nobody else is.
+        tidy_between_commands(&own_memory_file_systems());
+    }
     let reason = agent.live(received, overs, shutdown).await;
     agent.stop().await;
     match reason {
@@ -114,6 +125,19 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         }
         refused => Err(Error::Refused(refused.to_string())),
     }
+}
+
+/// Those of the usual directories for temporary files that are file systems in memory, made for this
+/// container; a volume may be shared with others.
+fn own_memory_file_systems() -> Vec<&'static Path> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let is_tmpfs = |directory: &&str| {
+        mounts.lines().any(|line| {
+            let at = line.split(' ').nth(4);
+            at == Some(*directory) && line.split(" - ").nth(1).is_some_and(|rest| rest.starts_with("tmpfs "))
+        })
+    };
+    ["/tmp", "/dev/shm"].into_iter().filter(is_tmpfs).map(Path::new).collect()
 }
 
 impl Agent {
@@ -156,6 +180,8 @@ impl Agent {
             cores,
             report_seq: 0,
             report_in_flight: false,
+            report_failed: false,
+            next_route_check: now,
             reported_at: None,
             next_report: now,
             next_sample: now + SAMPLE_BUSY,
@@ -175,8 +201,8 @@ impl Agent {
     ) -> ExitReason {
         let mut out = Vec::new();
         self.session.start(self.now_us(), &mut out);
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let sweeps = self.slots.runs_programs() || std::process::id() == 1;
+        let mut sweep_at = Instant::now();
         let mut leaving = false;
         loop {
             self.session.flush(&mut out);
@@ -200,6 +226,7 @@ impl Agent {
                     }
                 }
                 Some((run, over)) = overs.recv() => {
+                    sweep_at = sweep_at.min(Instant::now() + SWEEP_EVERY);
                     let mut batch = vec![(run, over)];
                     while let Ok(next) = overs.try_recv() {
                         batch.push(next);
@@ -218,7 +245,11 @@ impl Agent {
                 () = tokio::time::sleep_until(self.next_sample.into()) => {
                     self.sample(&mut out);
                 }
-                _ = sweep.tick(), if self.slots.runs_programs() || std::process::id() == 1 => strays::sweep(),
+                () = tokio::time::sleep_until(sweep_at.into()), if sweeps => {
+                    let found = strays::sweep();
+                    let soon = found || self.slots.any_busy();
+                    sweep_at = Instant::now() + if soon { SWEEP_EVERY } else { SWEEP_IDLE_EVERY };
+                }
             }
         }
     }
@@ -416,6 +447,11 @@ impl Agent {
     /// another address): silence would tell the same, but only after 15 s.
     fn check_route(&mut self, out: &mut Vec<Effect>) {
         let Some(channel) = &self.channel else { return };
+        let now = Instant::now();
+        if !self.report_in_flight && !self.report_failed && now < self.next_route_check {
+            return;
+        }
+        self.next_route_check = now + ROUTE_EVERY;
         if local_ip_to(channel.peer) != Some(channel.local_ip) {
             self.closed("this node's address has changed", out);
         }
@@ -454,6 +490,7 @@ impl Agent {
 
     fn reported(&mut self, node: NodeId, result: Result<ReportReply, client::Error>, out: &mut Vec<Effect>) {
         self.report_in_flight = false;
+        self.report_failed = result.is_err();
         let Err(error) = result else { return };
         tracing::debug!("report failed: {error}");
         // The session is over: connecting again finds out, and registers.

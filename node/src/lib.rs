@@ -63,3 +63,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     // The future holds the whole agent; callers' stacks stay small.
     Box::pin(agent::run(config, shutdown)).await
 }
+
+/// Hides this process from those that it starts for tasks, which run as the same user: they cannot read its
+/// memory and its environment (`/proc/<pid>/mem`), trace it or make it the first one to be killed for want
+/// of memory. By `PR_SET_DUMPABLE`, see prctl(2) and ptrace(2); programs that it starts are not hidden. To be
+/// called before a secret is read.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn hide_from_tasks() -> std::io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}

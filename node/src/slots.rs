@@ -255,6 +255,9 @@ fn execute(shared: &Shared, job: &Job) -> Over {
         Some(done) => done,
         None => return Over::GaveBack(format!("kind {:?} is not here", job.kind)),
     };
+    if let Err(Failure::NotHere(reason)) = result {
+        return Over::GaveBack(reason);
+    }
     Over::Ended(ended(result, start.elapsed(), thread_cpu().saturating_sub(cpu_start) + child_cpu))
 }
 
@@ -295,6 +298,8 @@ fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended
     let (outcome, result) = match result {
         Ok(result) => (Outcome::Succeeded, result),
         Err(Failure::Failed { error, result }) => (Outcome::Failed(error), result.unwrap_or_default()),
+        // Handed back before it comes here.
+        Err(Failure::NotHere(reason)) => (failed(ErrorCode::TaskError, &reason), String::new()),
         Err(Failure::Stopped(Stop::Cancelled)) => (Outcome::Cancelled, String::new()),
         Err(Failure::Stopped(Stop::Timeout)) => {
             (failed(ErrorCode::Timeout, "the attempt ran longer than its timeout_ms"), String::new())

@@ -62,6 +62,8 @@ pub(crate) struct NodeArgs {
 /// # Errors
 /// Why it cannot start, or the master refuses it.
 pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    // Before any secret is read, and before any task can run.
+    node::hide_from_tasks().map_err(|error| Failure::Other(format!("cannot hide from tasks: {error}")))?;
     let join_token = join_token(global, &args).await?;
     let found = ConnectArgs { token_file: None, ..args.connect.clone() };
     // The token is read above, in a way that standard input may take its time.

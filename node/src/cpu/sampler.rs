@@ -30,6 +30,8 @@ const LONGEST_GAP_NS: u64 = 500_000_000;
 const IDLE_GAP_NS: u64 = 450_000_000;
 /// Samples wait until their own cost is below this part of the allotted cores, within the two gaps.
 const COST_SHARE: f64 = 0.02;
+/// Others that use less than this part of a core are not looked for.
+const QUIET_PART: u64 = 200;
 /// Effective capacity that moves by more than this part is worth a report at once.
 const WORTH_REPORTING: f64 = 0.15;
 
@@ -91,6 +93,17 @@ pub struct Sampler {
     not_before_ns: u64,
     last: Option<Reading>,
     reported_cores: Option<f64>,
+    quiet: Quiet,
+}
+
+/// What tells that nothing in a container has changed, so that its processes need not be looked at.
+#[derive(Debug, Default)]
+struct Quiet {
+    /// Whether the last walk found no process of ours.
+    alone: bool,
+    /// CPU time of the container and of this process at the last look.
+    usage_ns: u64,
+    process_ns: u64,
 }
 
 /// What the node is in.
@@ -169,6 +182,7 @@ impl Sampler {
             not_before_ns: 0,
             last: None,
             reported_cores: None,
+            quiet: Quiet::default(),
         })
     }
 
@@ -282,8 +296,14 @@ impl Sampler {
         let at_ns = self.tasks.now_ns();
         let idle = tasks.threads.is_empty() && tasks.commands.is_empty();
         let elapsed_ns = self.looked_at_ns.map(|before| at_ns.saturating_sub(before));
-        for ledger in [&mut self.slots, &mut self.commands, &mut self.foreign] {
-            ledger.begin(elapsed_ns);
+        let process_ns = process_cpu_ns();
+        let skip = self.is_quiet(idle, counters, process_ns, elapsed_ns);
+        self.quiet.usage_ns = counters.usage_ns;
+        self.quiet.process_ns = process_ns;
+        self.slots.begin(elapsed_ns);
+        if !skip {
+            self.commands.begin(elapsed_ns);
+            self.foreign.begin(elapsed_ns);
         }
         // Slots first, so that the many processes of a command cannot use up their part of the budget.
         for (tid, busy_since_ns) in tasks.threads {
@@ -296,12 +316,16 @@ impl Sampler {
             self.slots.observe(tid, times, if throughout { Ready::Throughout } else { Ready::Unknown });
         }
         let mut walk = match self.place {
+            Place::Container(_) if skip => Walk::default(),
             Place::Container(_) => self.walk_container(&mut budget),
             Place::Host(_) => self.walk_commands(&tasks.commands, &mut budget),
         };
         walk.idle = idle;
-        self.commands.forget_unseen();
-        self.foreign.forget_unseen();
+        if !skip {
+            self.quiet.alone = walk.groups.is_empty();
+            self.commands.forget_unseen();
+            self.foreign.forget_unseen();
+        }
         self.looked_at_ns = Some(at_ns);
 
         // Children before this process: one that is reaped meanwhile counts twice rather than not at
@@ -328,6 +352,14 @@ impl Sampler {
             throttled: counters.throttled,
         };
         Ok((totals, walk))
+    }
+
+    /// Whether no task of ours is there, and nothing else in the container has used CPU worth a look.
+    fn is_quiet(&self, idle: bool, counters: &Counters, process_ns: u64, elapsed_ns: Option<u64>) -> bool {
+        let all_ns = counters.usage_ns.saturating_sub(self.quiet.usage_ns);
+        let ours_ns = process_ns.saturating_sub(self.quiet.process_ns);
+        let bound_ns = elapsed_ns.unwrap_or(0) / QUIET_PART;
+        idle && self.quiet.alone && all_ns.saturating_sub(ours_ns) < bound_ns
     }
 
     /// All processes of the container: what descends from this process is ours, the others are not.

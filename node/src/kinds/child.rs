@@ -43,17 +43,12 @@ impl Drop for Leader {
 #[allow(unsafe_code, reason = "what a child does between fork and exec is outside of the language's safety")]
 pub(super) fn start(command: &mut Command) -> io::Result<(Leader, Child)> {
     command.process_group(0);
-    // SAFETY: between fork and exec only async-signal-safe system calls are made (prctl, openat, write,
-    // close); nothing allocates, nothing takes a lock.
+    // SAFETY: between fork and exec only async-signal-safe system calls are made (prctl);
+    // nothing allocates, nothing takes a lock.
     unsafe {
         command.pre_exec(|| {
-            // A node that is killed takes its commands along. Best effort, as is the next.
+            // A node that is killed takes its commands along. Best effort.
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            let flags = rustix::fs::OFlags::WRONLY;
-            if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty())
-            {
-                let _ = rustix::io::write(&file, b"1000");
-            }
             Ok(())
         });
     }
@@ -61,6 +56,9 @@ pub(super) fn start(command: &mut Command) -> io::Result<(Leader, Child)> {
     let mut list = leaders();
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    // By us and not by the child: before its exec it is as hidden as we are, and its files are root's. Best
+    // effort: it may have ended.
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
     list.insert(pid, super::strays::Process::read(pid).map_or(0, |process| process.started_ticks));
     drop(list);
     Ok((Leader { pid }, child))

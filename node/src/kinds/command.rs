@@ -27,7 +27,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -40,6 +40,9 @@ pub const RUN_STDOUT_BYTES: usize = 512 * 1024;
 const STDERR_BYTES: usize = 3 * 1024;
 /// How long a killed program may take to be gone; the slot is freed after that all the same.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// A program that finds no room for its process is tried again for so long; then the run is handed back.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(50);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a shell says of a program that it cannot find or may not run.
 const EXIT_NOT_FOUND: i32 = 127;
@@ -132,7 +135,8 @@ impl Commands {
         };
         match self.execute(task, program, cancel, progress) {
             Ok(finished) => (run_outcome(&finished), finished.cpu),
-            Err(error) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
+            Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
+            Err(NotStarted::Program(error)) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
         }
     }
 
@@ -153,7 +157,8 @@ impl Commands {
         };
         match self.execute(task, program, cancel, progress) {
             Ok(finished) => (own_outcome(&finished), finished.cpu),
-            Err(error) => {
+            Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
+            Err(NotStarted::Program(error)) => {
                 let message = format!("cannot start {:?} of kind {}: {error}", kind.command[0], kind.name);
                 (Err(Failure::task_error(message)), Duration::ZERO)
             }
@@ -166,8 +171,9 @@ impl Commands {
         program: Program<'_>,
         cancel: &Cancel,
         progress: &Progress,
-    ) -> io::Result<Finished> {
-        let directory = WorkDirectory::new(&self.work_root)?;
+    ) -> Result<Finished, NotStarted> {
+        let directory =
+            WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
         let mut command = Command::new(program.argv[0]);
         command
             .args(&program.argv[1..])
@@ -182,7 +188,7 @@ impl Commands {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let kills_before = self.oom.kills();
-        let (leader, mut child) = child::start(&mut command)?;
+        let (leader, mut child) = start(&mut command, cancel)?;
         progress.set(leader.pid);
         let counted = self.tasks.begin_command(child.id());
         let kept_stderr = Capture::end(STDERR_BYTES);
@@ -211,6 +217,34 @@ impl Commands {
             stderr: text_from_cut(&stderr, cut).trim().to_owned(),
             cpu: exit.map_or(Duration::ZERO, |exit| exit.cpu) + stray_cpu,
         })
+    }
+}
+
+/// Why there is no program.
+enum NotStarted {
+    /// The node cannot start any now.
+    Here(String),
+    /// This one cannot be started.
+    Program(io::Error),
+}
+
+/// Starts a program; one that finds no room is tried again for a while, as what others leave behind is
+/// being killed.
+fn start(command: &mut Command, cancel: &Cancel) -> Result<(Leader, Child), NotStarted> {
+    let give_up = Instant::now() + ROOM_WITHIN;
+    loop {
+        let error = match child::start(command) {
+            Ok(started) => return Ok(started),
+            Err(error) => error,
+        };
+        if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE)) {
+            return Err(NotStarted::Program(error));
+        }
+        if Instant::now() >= give_up || cancel.check().is_err() {
+            return Err(NotStarted::Here(format!("no room for another process: {error}")));
+        }
+        strays::sweep();
+        std::thread::sleep(LOOK_FOR_ROOM_EVERY);
     }
 }
 

@@ -12,10 +12,13 @@ mod child;
 pub mod command;
 pub mod fib;
 mod pipes;
+mod removal;
 pub mod sleep;
 pub mod strays;
 pub mod sum;
 mod work_directory;
+
+pub use work_directory::tidy_between_commands;
 
 use crate::cancel::{Cancel, Stop};
 use protocol::{
@@ -32,6 +35,9 @@ pub const MAX_MESSAGE_CHARS: usize = 4_096;
 pub enum Failure {
     /// It was told to stop.
     Stopped(Stop),
+    /// The node cannot run it now, for this reason (no room for another process, a full disk): it is not the
+    /// task's fault.
+    NotHere(String),
     /// It failed. `result` is there for `run` only: the output of the program that failed.
     Failed {
         /// What went wrong.

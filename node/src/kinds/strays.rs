@@ -4,7 +4,7 @@
 //! (`PR_SET_CHILD_SUBREAPER`, prctl(2)), and process 1 of a container is one by birth: orphans of its
 //! commands become its own children, where they are found. Whose orphan it is shows its session, its
 //! group or its `EVENKEEL_TASK_ID`; one that hides all three is killed once it is older than every
-//! command that still runs. What came into the container another way (`docker exec`) does not have our
+//! command that still runs, so at once where none does. What came into the container another way (`docker exec`) does not have our
 //! nice value and is left alone, but for being reaped.
 
 use super::child::{self, leaders};
@@ -17,6 +17,10 @@ use std::{
 
 /// How long the killing of one command's strays may take; what is left then is found by [`sweep`].
 const KILL_WITHIN: Duration = Duration::from_secs(2);
+/// So many times strays are killed one by one, then all at once.
+const ROUNDS_BEFORE_FREEZE: u32 = 5;
+/// Looks at the stopped processes of a container, should one of them have been about to end.
+const FROZEN_ROUNDS: usize = 4;
 /// Most processes of one tree that are looked at.
 const MAX_TREE: usize = 10_000;
 /// Nice value of everything that runs for a task.
@@ -125,15 +129,19 @@ fn orphans() -> Vec<Process> {
 pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
     let give_up = Instant::now() + KILL_WITHIN;
     let mut cpu = Duration::ZERO;
-    loop {
-        let mine: Vec<_> = orphans().into_iter().filter(|orphan| orphan.is_of(leader, task)).collect();
+    // Where no other command runs, what is there can only be this one's, whatever it did to its marks. Asked
+    // each time: another may start meanwhile, but then its processes are its own or younger.
+    let is_mine = |orphan: &Process| orphan.is_of(leader, task) || is_stray(orphan, oldest_other(leader));
+    for round in 0u32.. {
+        let mine: Vec<_> = orphans().into_iter().filter(is_mine).collect();
         if mine.is_empty() {
             return cpu;
         }
+        if round >= ROUNDS_BEFORE_FREEZE && round % ROUNDS_BEFORE_FREEZE == 0 {
+            frozen(|| kill_trees(orphans().iter().filter(|orphan| is_mine(orphan))));
+        }
+        kill_trees(mine.iter());
         for orphan in mine {
-            for pid in tree(orphan.pid) {
-                kill(pid);
-            }
             cpu += child::reap(orphan.pid).map_or(Duration::ZERO, |exit| exit.cpu);
         }
         if Instant::now() >= give_up {
@@ -142,21 +150,74 @@ pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+    cpu
 }
 
-/// Reaps orphans that have ended, and kills those that no running command can have started.
-pub fn sweep() {
-    let oldest_command = leaders().values().min().copied().unwrap_or(u64::MAX);
-    for orphan in orphans() {
-        if orphan.zombie {
-            child::reap(orphan.pid);
-        } else if orphan.nice >= TASK_NICE && orphan.started_ticks < oldest_command {
-            tracing::debug!(pid = orphan.pid, "killing a process that a command left behind");
-            for pid in tree(orphan.pid) {
-                kill(pid);
-            }
+/// When the oldest command but this one started; the end of time if there is none.
+fn oldest_other(leader: i32) -> u64 {
+    let list = leaders();
+    list.iter().filter(|(pid, _)| **pid != leader).map(|(_, started)| *started).min().unwrap_or(u64::MAX)
+}
+
+/// Whether an orphan is older than each running command, so that none of them can have started it.
+const fn is_stray(orphan: &Process, oldest_command: u64) -> bool {
+    orphan.nice >= TASK_NICE && orphan.started_ticks < oldest_command
+}
+
+/// Kills these and what is below them; says how many were alive.
+fn kill_trees<'a>(orphans: impl Iterator<Item = &'a Process>) -> usize {
+    let mut alive = 0;
+    for orphan in orphans.filter(|orphan| !orphan.zombie) {
+        for pid in tree(orphan.pid) {
+            kill(pid);
+            alive += 1;
         }
     }
+    alive
+}
+
+/// Calls `kill_some` while nothing else in this container runs, until it finds nothing to kill any more.
+///
+/// A process that forks and ends in a loop is gone before it is killed, and its child is the next. As
+/// process 1 of a container we can stop all its processes at once: `kill(2)` of −1 reaches each of them,
+/// and a fork does not finish while its caller has a signal to take. Those that are not killed then go on
+/// after some milliseconds. Elsewhere −1 would be the processes of others, and nothing is done.
+#[allow(unsafe_code, reason = "no safe library that we use can signal all processes")]
+fn frozen(kill_some: impl Fn() -> usize) {
+    if std::process::id() != 1 {
+        return;
+    }
+    // SAFETY: kill takes two numbers and touches no memory.
+    let signal_all = |signal| unsafe { libc::kill(-1, signal) };
+    for _ in 0..FROZEN_ROUNDS {
+        signal_all(libc::SIGSTOP);
+        if kill_some() == 0 {
+            break;
+        }
+    }
+    signal_all(libc::SIGCONT);
+}
+
+/// Reaps orphans that have ended, and kills those that no running command can have started; goes on with
+/// directories that took too long to remove. Whether there was anything.
+pub fn sweep() -> bool {
+    super::work_directory::remove_the_rest();
+    let found = orphans();
+    // Asked after the orphans were listed: each of those is of no command or of one that is on the list.
+    let is_stray = |orphan: &&Process| is_stray(orphan, oldest_other(0));
+    for orphan in found.iter().filter(|orphan| orphan.zombie) {
+        child::reap(orphan.pid);
+    }
+    if kill_trees(found.iter().filter(is_stray)) > 0 {
+        tracing::debug!("killing processes that a command left behind");
+        // Most are gone at once. What is left may be one that is never there to be killed.
+        std::thread::sleep(Duration::from_millis(1));
+        let alive = |found: &[Process]| found.iter().filter(is_stray).any(|orphan| !orphan.zombie);
+        if alive(&orphans()) {
+            frozen(|| kill_trees(orphans().iter().filter(is_stray)));
+        }
+    }
+    !found.is_empty() || super::removal::is_unfinished()
 }
 
 #[cfg(test)]
