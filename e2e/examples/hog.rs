@@ -92,8 +92,10 @@ fn main() {
     }
     let (after, seconds) = (completed(&cluster), started.elapsed().as_secs_f64());
     thread::sleep(Duration::from_secs(2));
+    let mut pairs = Vec::new();
     for (id, ms) in &predicted {
         if let Some(took) = cluster.task(id)["run_ms"].as_f64() {
+            pairs.push(format!("{ms:.0}/{took:.0}"));
             errors.push((ms / took - 1.0) * 100.0);
         }
     }
@@ -104,6 +106,7 @@ fn main() {
     if errors.is_empty() {
         println!("no task of the hogged node was seen running");
     } else {
+        println!("predicted/taken in ms: {}", pairs.join(" "));
         let within = errors.iter().filter(|error| error.abs() <= 25.0).count();
         println!(
             "predicted against taken on the hogged node: {} tasks, median error {:.0} %, worst {:.0} %, within 25 %: {within}",

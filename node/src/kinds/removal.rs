@@ -213,7 +213,7 @@ mod tests {
         std::os::unix::fs::symlink(&outside, top.join("a/link")).unwrap();
         std::os::unix::fs::symlink(&outside, top.join("link")).unwrap();
         for locked in ["a/locked/b", "a/locked", "a", ""] {
-            fs::set_permissions(top.join(locked), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(top.join(locked), fs::Permissions::from_mode(0o000)).unwrap();
         }
         assert!(remove(&top, soon()).unwrap());
         assert!(!top.exists() && outside.join("kept").exists());
