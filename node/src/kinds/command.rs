@@ -7,7 +7,8 @@
 use super::{
     Failure,
     capture::{Capture, text_from_cut},
-    child::{self, Exit, Leader, ended},
+    child::{self, Exit, Leader},
+    launch::Program,
     pipes::Pipes,
     strays,
     work_directory::WorkDirectory,
@@ -25,9 +26,9 @@ use protocol::{
 use serde_json::value::RawValue;
 use std::{
     collections::BTreeMap,
+    ffi::{OsStr, OsString},
     io,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -94,7 +95,7 @@ impl Progress {
 }
 
 /// What to run.
-struct Program<'a> {
+struct Command<'a> {
     argv: Vec<&'a str>,
     env: &'a BTreeMap<String, String>,
     stdin: &'a [u8],
@@ -127,13 +128,13 @@ impl Commands {
             Ok(input) => input,
             Err(error) => return (Err(error.into()), Duration::ZERO),
         };
-        let program = Program {
+        let command = Command {
             argv: input.argv.iter().map(String::as_str).collect(),
             env: &input.env,
             stdin: input.stdin.as_deref().unwrap_or_default().as_bytes(),
             stdout: Capture::end(RUN_STDOUT_BYTES),
         };
-        match self.execute(task, program, cancel, progress) {
+        match self.execute(task, command, cancel, progress) {
             Ok(finished) => (run_outcome(&finished), finished.cpu),
             Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
             Err(NotStarted::Program(error)) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
@@ -149,13 +150,13 @@ impl Commands {
         cancel: &Cancel,
         progress: &Progress,
     ) -> Ended {
-        let program = Program {
+        let command = Command {
             argv: kind.command.iter().map(String::as_str).collect(),
             env: &kind.env,
             stdin: input.get().as_bytes(),
             stdout: Capture::beginning(MAX_RESULT_BYTES + 1),
         };
-        match self.execute(task, program, cancel, progress) {
+        match self.execute(task, command, cancel, progress) {
             Ok(finished) => (own_outcome(&finished), finished.cpu),
             Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
             Err(NotStarted::Program(error)) => {
@@ -168,31 +169,19 @@ impl Commands {
     fn execute(
         &self,
         task: TaskId,
-        program: Program<'_>,
+        command: Command<'_>,
         cancel: &Cancel,
         progress: &Progress,
     ) -> Result<Finished, NotStarted> {
         let directory =
             WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
-        let mut command = Command::new(program.argv[0]);
-        command
-            .args(&program.argv[1..])
-            .current_dir(&directory.path)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
-            .env("HOME", &directory.path)
-            .env("TMPDIR", &directory.path)
-            .envs(program.env)
-            .env(TASK_ID_VARIABLE, task.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let program = program(task, &command, &directory.path).map_err(NotStarted::Program)?;
         let kills_before = self.oom.kills();
-        let (leader, mut child) = start(&mut command, cancel)?;
+        let mut pipes = Pipes::new(command.stdin, command.stdout, Capture::end(STDERR_BYTES));
+        let leader = start(&program, &mut pipes, cancel)?;
         progress.set(leader.pid);
-        let counted = self.tasks.begin_command(child.id());
-        let kept_stderr = Capture::end(STDERR_BYTES);
-        let mut pipes = Pipes::of(&mut child, program.stdin, program.stdout, kept_stderr);
+        // Process ids are positive.
+        let counted = self.tasks.begin_command(leader.pid.unsigned_abs());
         let stop = pipes.until_end(&leader, cancel);
         if stop.is_some() {
             strays::kill_group(leader.pid);
@@ -228,12 +217,27 @@ enum NotStarted {
     Program(io::Error),
 }
 
+/// What is started for a task in its directory. Its environment is clean but for a few variables, of which
+/// its own and the kind's may replace all but the task's id.
+fn program(task: TaskId, command: &Command<'_>, directory: &Path) -> io::Result<Program> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let id = OsString::from(task.to_string());
+    let mut environment: BTreeMap<&str, &OsStr> = BTreeMap::from([
+        ("PATH", path.as_os_str()),
+        ("HOME", directory.as_os_str()),
+        ("TMPDIR", directory.as_os_str()),
+    ]);
+    environment.extend(command.env.iter().map(|(name, value)| (name.as_str(), OsStr::new(value))));
+    environment.insert(TASK_ID_VARIABLE, &id);
+    Program::new(&command.argv, &environment, directory)
+}
+
 /// Starts a program; one that finds no room is tried again for a while, as what others leave behind is
 /// being killed.
-fn start(command: &mut Command, cancel: &Cancel) -> Result<(Leader, Child), NotStarted> {
+fn start(program: &Program, pipes: &mut Pipes<'_>, cancel: &Cancel) -> Result<Leader, NotStarted> {
     let give_up = Instant::now() + ROOM_WITHIN;
     loop {
-        let error = match child::start(command) {
+        let error = match pipes.start(|stdio| child::start(program, stdio)) {
             Ok(started) => return Ok(started),
             Err(error) => error,
         };
@@ -254,7 +258,7 @@ fn start(command: &mut Command, cancel: &Cancel) -> Result<(Leader, Child), NotS
 fn clear_away(leader: &Leader, task: TaskId, progress: &Progress) -> (Option<Exit>, Duration) {
     let give_up = Instant::now() + GONE_WITHIN;
     let exit = loop {
-        if ended(leader.pid) {
+        if leader.has_ended() {
             // Before its number is free for others.
             strays::kill_group(leader.pid);
             progress.set(0);
@@ -263,6 +267,7 @@ fn clear_away(leader: &Leader, task: TaskId, progress: &Progress) -> (Option<Exi
         if Instant::now() >= give_up {
             tracing::warn!(%task, pid = leader.pid, "a killed command does not end; its slot is freed");
             progress.set(0);
+            leader.abandon();
             break None;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -11,6 +11,7 @@ mod capture;
 mod child;
 pub mod command;
 pub mod fib;
+mod launch;
 mod pipes;
 mod removal;
 pub mod sleep;

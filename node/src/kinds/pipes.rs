@@ -1,58 +1,94 @@
 //! The pipes to a program: fed and read without ever blocking, until it has ended or has to be stopped.
 
-use super::{
-    capture::Capture,
-    child::{Leader, ended},
-};
+use super::{capture::Capture, child::Leader};
 use crate::cancel::{Cancel, Stop};
 use rustix::{
+    buffer::spare_capacity,
     event::{PollFd, PollFlags, poll},
     fd::{AsFd, BorrowedFd, OwnedFd},
-    process::{Pid, PidfdFlags, pidfd_open},
+    pipe::{PipeFlags, pipe_with},
 };
-use std::{
-    process::{Child, ChildStderr, ChildStdin, ChildStdout},
-    time::Duration,
-};
+use std::{fs::File, io, sync::OnceLock, time::Duration};
 
 /// What is read at once: as much as a pipe holds by default.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// After a program has ended at most this much is still read of what it printed: more than a pipe holds.
 const REST_BYTES: usize = 4 * 1024 * 1024;
-/// How often to look for the end of the child where the kernel has no pidfd (before 5.3).
+/// How often to look for the end of the child where the kernel has no pidfd (before 5.2).
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// The three pipes to a program, our ends.
+/// The three pipes to a program.
 pub(super) struct Pipes<'a> {
-    stdin: Option<ChildStdin>,
+    stdin: Option<OwnedFd>,
     /// What is still to be written.
     input: &'a [u8],
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
     pub(super) kept_stdout: Capture,
     pub(super) kept_stderr: Capture,
     buffer: Vec<u8>,
+    /// The program's ends of its output. Kept open, so that they are not closed by its end: that would wake
+    /// this thread for every one of them, and it is to be woken once.
+    theirs: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// A file without content, for the programs without input; `None` where there is no such device.
+fn nothing() -> Option<BorrowedFd<'static>> {
+    static NOTHING: OnceLock<Option<File>> = OnceLock::new();
+    NOTHING.get_or_init(|| File::open("/dev/null").ok()).as_ref().map(AsFd::as_fd)
+}
+
+/// A pipe: our end, which never blocks, and the program's.
+fn pipe(ours_reads: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (ours, theirs) = if ours_reads { (read, write) } else { (write, read) };
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
 }
 
 impl<'a> Pipes<'a> {
-    /// The pipes of a child that was just started; it is fed `input`.
-    pub(super) fn of(child: &mut Child, input: &'a [u8], kept_stdout: Capture, kept_stderr: Capture) -> Self {
+    /// Pipes to a program that is to be fed `input`.
+    pub(super) const fn new(input: &'a [u8], kept_stdout: Capture, kept_stderr: Capture) -> Self {
         Self {
-            stdin: child.stdin.take(),
+            stdin: None,
             input,
-            stdout: child.stdout.take(),
-            stderr: child.stderr.take(),
+            stdout: None,
+            stderr: None,
             kept_stdout,
             kept_stderr,
-            buffer: vec![0; BUFFER_BYTES],
+            buffer: Vec::new(),
+            theirs: None,
         }
+    }
+
+    /// Opens them and starts the program by `start`, which gets its standard input, output and error.
+    ///
+    /// # Errors
+    /// No more files, or what `start` says. It may be tried again.
+    pub(super) fn start<T>(
+        &mut self,
+        start: impl FnOnce([BorrowedFd<'_>; 3]) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let (stdout, their_stdout) = pipe(true)?;
+        let (stderr, their_stderr) = pipe(true)?;
+        let outputs = [their_stdout.as_fd(), their_stderr.as_fd()];
+        let (started, stdin) = match nothing() {
+            Some(nothing) if self.input.is_empty() => (start([nothing, outputs[0], outputs[1]])?, None),
+            _ => {
+                let (stdin, their_stdin) = pipe(false)?;
+                (start([their_stdin.as_fd(), outputs[0], outputs[1]])?, Some(stdin))
+            }
+        };
+        // Without input it is closed at once.
+        self.stdin = stdin.filter(|_| !self.input.is_empty());
+        (self.stdout, self.stderr) = (Some(stdout), Some(stderr));
+        self.theirs = Some((their_stdout, their_stderr));
+        Ok(started)
     }
 
     /// Feeds and reads the program until it has ended (`None`) or has to be stopped.
     pub(super) fn until_end(&mut self, leader: &Leader, cancel: &Cancel) -> Option<Stop> {
-        self.make_nonblocking();
-        let pidfd: Option<OwnedFd> =
-            Pid::from_raw(leader.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let pidfd = leader.pidfd.as_ref();
         let wake = cancel.wake_fd().ok();
         loop {
             if let Some(stop) = cancel.stopped() {
@@ -60,12 +96,12 @@ impl<'a> Pipes<'a> {
             }
             let mut wait = cancel.remaining();
             if pidfd.is_none() || wake.is_none() {
-                if ended(leader.pid) {
+                if leader.has_ended() {
                     return None;
                 }
                 wait = Some(wait.map_or(LOOK_EVERY, |wait| wait.min(LOOK_EVERY)));
             }
-            let ready = self.poll(pidfd.as_ref().map(AsFd::as_fd), wake.map(AsFd::as_fd), wait);
+            let ready = self.poll(pidfd.map(AsFd::as_fd), wake.map(AsFd::as_fd), wait);
             if ready.ended {
                 return None;
             }
@@ -78,22 +114,6 @@ impl<'a> Pipes<'a> {
             if ready.stderr && !read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
                 self.stderr = None;
             }
-        }
-    }
-
-    fn make_nonblocking(&mut self) {
-        let set = |fd: BorrowedFd<'_>| rustix::io::ioctl_fionbio(fd, true);
-        let fds = [
-            self.stdin.as_ref().map(AsFd::as_fd),
-            self.stdout.as_ref().map(AsFd::as_fd),
-            self.stderr.as_ref().map(AsFd::as_fd),
-        ];
-        for fd in fds.into_iter().flatten() {
-            // It cannot fail on a pipe.
-            let _ = set(fd);
-        }
-        if self.input.is_empty() {
-            self.stdin = None;
         }
     }
 
@@ -146,11 +166,11 @@ impl<'a> Pipes<'a> {
     /// Takes what the program had printed before it ended. Never waits: a process that got away may still
     /// hold the other end.
     pub(super) fn take_the_rest(&mut self) {
-        let mut left = REST_BYTES / self.buffer.len();
+        let mut left = REST_BYTES / BUFFER_BYTES;
         while left > 0 && read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
             left -= 1;
         }
-        let mut left = REST_BYTES / self.buffer.len();
+        let mut left = REST_BYTES / BUFFER_BYTES;
         while left > 0 && read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
             left -= 1;
         }
@@ -166,13 +186,16 @@ struct Ready {
 }
 
 /// Reads once; false if there is nothing now, or never will be.
-fn read_some(from: Option<&impl AsFd>, buffer: &mut [u8], to: &mut Capture) -> bool {
-    match from.map(|from| rustix::io::read(from, &mut *buffer)) {
-        Some(Ok(read @ 1..)) => {
-            to.push(&buffer[..read]);
+fn read_some(from: Option<&impl AsFd>, buffer: &mut Vec<u8>, to: &mut Capture) -> bool {
+    let Some(from) = from else { return false };
+    buffer.clear();
+    buffer.reserve_exact(BUFFER_BYTES);
+    match rustix::io::read(from, spare_capacity(buffer)) {
+        Ok(1..) => {
+            to.push(buffer);
             true
         }
-        Some(Err(rustix::io::Errno::INTR)) => true,
+        Err(rustix::io::Errno::INTR) => true,
         _ => false,
     }
 }

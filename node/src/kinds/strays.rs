@@ -81,6 +81,15 @@ fn has_task_id(pid: i32, task: TaskId) -> bool {
     environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
 }
 
+/// Children that were given to us when their parent ended: the kernel gives them to the first thread of the
+/// process, which itself starts no command, so that no child of a slot is among them.
+fn adopted() -> Vec<i32> {
+    let process = std::process::id();
+    // It may have ended before its threads; then nothing is given to it.
+    let list = fs::read_to_string(format!("/proc/self/task/{process}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Children of a process, all its threads' together.
 fn children(pid: &str) -> Vec<i32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
@@ -120,9 +129,12 @@ pub(super) fn kill_group(leader: i32) {
 
 /// Our children that no slot waits for.
 fn orphans() -> Vec<Process> {
-    let children = children("self");
-    let known = leaders();
-    children.into_iter().filter(|pid| !known.contains_key(pid)).filter_map(Process::read).collect()
+    if !child::has_any() {
+        return Vec::new();
+    }
+    let adopted = adopted();
+    let known = child::known();
+    adopted.into_iter().filter(|pid| !known.contains(pid)).filter_map(Process::read).collect()
 }
 
 /// Kills what is left of a command that has ended, wherever it hides; says what CPU time it had used.
@@ -131,7 +143,8 @@ pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
     let mut cpu = Duration::ZERO;
     // Where no other command runs, what is there can only be this one's, whatever it did to its marks. Asked
     // each time: another may start meanwhile, but then its processes are its own or younger.
-    let is_mine = |orphan: &Process| orphan.is_of(leader, task) || is_stray(orphan, oldest_other(leader));
+    let is_mine =
+        |orphan: &Process| orphan.is_of(leader, task) || is_stray(orphan, oldest_command(Some(leader)));
     for round in 0u32.. {
         let mine: Vec<_> = orphans().into_iter().filter(is_mine).collect();
         if mine.is_empty() {
@@ -153,10 +166,11 @@ pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
     cpu
 }
 
-/// When the oldest command but this one started; the end of time if there is none.
-fn oldest_other(leader: i32) -> u64 {
-    let list = leaders();
-    list.iter().filter(|(pid, _)| **pid != leader).map(|(_, started)| *started).min().unwrap_or(u64::MAX)
+/// When the oldest command but this one started; the end of time if there is none. One that is just being
+/// started counts.
+fn oldest_command(but: Option<i32>) -> u64 {
+    let others = leaders().into_iter().filter(|command| Some(command.pid) != but);
+    others.map(|command| command.started_ticks).min().unwrap_or(u64::MAX)
 }
 
 /// Whether an orphan is older than each running command, so that none of them can have started it.
@@ -202,9 +216,10 @@ fn frozen(kill_some: impl Fn() -> usize) {
 /// directories that took too long to remove. Whether there was anything.
 pub fn sweep() -> bool {
     super::work_directory::remove_the_rest();
+    let hanging = child::reap_abandoned();
     let found = orphans();
     // Asked after the orphans were listed: each of those is of no command or of one that is on the list.
-    let is_stray = |orphan: &&Process| is_stray(orphan, oldest_other(0));
+    let is_stray = |orphan: &&Process| is_stray(orphan, oldest_command(None));
     for orphan in found.iter().filter(|orphan| orphan.zombie) {
         child::reap(orphan.pid);
     }
@@ -217,7 +232,7 @@ pub fn sweep() -> bool {
             frozen(|| kill_trees(orphans().iter().filter(is_stray)));
         }
     }
-    !found.is_empty() || super::removal::is_unfinished()
+    hanging || !found.is_empty() || super::removal::is_unfinished()
 }
 
 #[cfg(test)]
