@@ -10,6 +10,7 @@ use crate::{
         failure::{Failure, finish},
     },
     auth::{self, Access, Principal},
+    connections::Caller,
     hosts,
 };
 use axum::{
@@ -41,6 +42,10 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
         }
         Ok(principal) => {
             parts.extensions.insert(RequestId(request_id.clone()));
+            parts.extensions.insert(app.intake().clone());
+            if let (Some(_), Some(caller)) = (&principal, parts.extensions.get::<Caller>()) {
+                caller.is_known();
+            }
             // Where nothing is asked of the caller, nobody asks who it is.
             parts.extensions.insert(principal.unwrap_or(Principal::Anyone));
             match AssertUnwindSafe(next.run(Request::from_parts(parts, body))).catch_unwind().await {

@@ -5,7 +5,8 @@
 //!
 //! A tour, along the way of a request:
 //! - [`run`] composes all of it, [`Config`] says how;
-//! - `server` accepts connections within bounds, `stall` ends those whose peer does not read;
+//! - `server` accepts connections within bounds, `connections` says which goes when there is no room, `stall`
+//!   ends those whose peer does not read;
 //! - `guard` is the one place that checks host, origin, token and scope, with `hosts` and `auth`;
 //! - `api` holds one file per part of the HTTP API, and `api::routes` the table of all routes;
 //! - `pools` knows what is wanted of each pool and who keeps it, `template_kinds` what it can run;
@@ -18,6 +19,7 @@ mod auth;
 mod bootstrap;
 mod brain;
 mod config;
+mod connections;
 mod guard;
 mod hosts;
 mod link;

@@ -67,6 +67,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         tasks: TaskTracker::new(),
         places: Places::default(),
         schemas: Default::default(),
+        intake: Default::default(),
     });
     // The brain may have ended already; then its end is seen below.
     let _stopped = app.tell(Event::KindsKnown { kinds: app.pools().kinds() }).await;

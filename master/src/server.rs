@@ -4,15 +4,17 @@
 //! at shutdown. The stream type is generic, so that TLS is one more `accept` before
 //! [`serve_stream`], with nothing else changed.
 
-use crate::stall::StallGuard;
+use crate::{
+    connections::{Answer, Connections, Requests},
+    stall::StallGuard,
+};
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
@@ -20,18 +22,18 @@ use tower::ServiceExt as _;
 /// Bounds of the server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Most open HTTP connections; beyond it new ones wait in the kernel's backlog. An upgraded
-    /// connection (a work channel) no longer counts here: [`crate::places`] bounds those.
+    /// Most open HTTP connections; past it one that is silent is closed for one that comes, and where none
+    /// is, new ones wait in the kernel's backlog. An upgraded connection (a work channel) no longer counts
+    /// here: [`crate::places`] bounds those.
     pub(crate) connections: usize,
+    /// Most bytes that are read ahead of what is worked on, for each connection.
+    pub(crate) read_ahead_bytes: usize,
     /// Most bytes of a request's line and headers (431 past it).
     pub(crate) header_bytes: usize,
     /// How long a connection may take to send its next whole header. hyper counts the idle time of a
     /// kept-alive connection the same way, so this is the idle bound too. Our own client lets go of idle
     /// connections before (`client::POOL_IDLE`), so that none is closed under a request.
     pub(crate) header_read: Duration,
-    /// The same for connections that are accepted while more than three quarters of the places are taken, so
-    /// that connections that say nothing do not keep out those that do.
-    pub(crate) header_read_crowded: Duration,
     /// How long a peer may read nothing of what is written to it before the connection is lost.
     pub(crate) write_stall: Duration,
     /// How long requests in progress may go on after shutdown was asked for.
@@ -42,18 +44,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4_096,
+            read_ahead_bytes: 64 * 1024,
             header_bytes: 32 * 1024,
             write_stall: Duration::from_secs(60),
             header_read: Duration::from_secs(10),
-            header_read_crowded: Duration::from_secs(2),
             drain: Duration::from_secs(5),
         }
     }
 }
-
-/// The address that a request came from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Accepts connections until `shutdown`, then gives those in progress [`Limits::drain`] to end.
 pub(crate) async fn serve(
@@ -62,15 +60,9 @@ pub(crate) async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let connections = Connections::new(limits.connections);
     let tracker = TaskTracker::new();
     loop {
-        let slot = tokio::select! {
-            () = shutdown.cancelled() => break,
-            slot = Arc::clone(&slots).acquire_owned() => slot,
-        };
-        // The semaphore is never closed.
-        let Ok(slot) = slot else { break };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -79,24 +71,27 @@ pub(crate) async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or a connection that was reset before it was accepted: the
-                // first does not go away by trying again at once.
-                tracing::warn!(%error, "accept failed; trying again in 50 ms");
+                // first does not go away by trying again at once, but by closing what nobody uses.
+                let closed_one = connections.close_one();
+                tracing::warn!(%error, closed_one, "accept failed; trying again in 50 ms");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
+        };
+        let connection = tokio::select! {
+            () = shutdown.cancelled() => break,
+            connection = connections.place() => connection,
         };
         // Small answers must not wait for the peer's delayed acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "no TCP_NODELAY on this connection");
         }
-        let mut limits = limits;
-        if slots.available_permits() < limits.connections / 4 {
-            limits.header_read = limits.header_read_crowded;
-        }
         let (router, shutdown) = (router.clone(), shutdown.clone());
         tracker.spawn(async move {
-            serve_stream(stream, Peer(peer), router, limits, shutdown).await;
-            drop(slot);
+            tokio::select! {
+                () = connection.closed() => {}
+                () = serve_stream(stream, peer, connection.requests(), router, limits, shutdown) => {}
+            }
         });
     }
     drop(listener);
@@ -110,20 +105,24 @@ pub(crate) async fn serve(
 /// [`Limits::drain`].
 async fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: Peer,
+    peer: SocketAddr,
+    requests: Requests,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let busy = requests.begin();
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
+        request.extensions_mut().insert(requests.caller());
+        let answer = router.clone().oneshot(request);
+        async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, busy))) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read)
         .max_header_size(limits.header_bytes)
+        .max_buf_size(limits.read_ahead_bytes)
         .serve_connection(TokioIo::new(StallGuard::new(stream, limits.write_stall)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
@@ -138,7 +137,7 @@ async fn serve_stream(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(peer = %peer.0, %error, "connection ended with an error");
+        tracing::debug!(%peer, %error, "connection ended with an error");
     }
 }
 
@@ -153,12 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_that_say_nothing_do_not_keep_out_those_that_do() {
-        let limits = Limits {
-            connections: 4,
-            header_read: Duration::from_secs(600),
-            header_read_crowded: Duration::from_millis(50),
-            ..Limits::default()
-        };
+        let limits = Limits { connections: 4, header_read: Duration::from_secs(600), ..Limits::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

@@ -1,6 +1,6 @@
 //! What every handler has: the brain, the store, and the tables that live beside them.
 
-use super::{failure::Failure, routes::Index, schemas::Schemas};
+use super::{failure::Failure, intake::Intake, routes::Index, schemas::Schemas};
 use crate::{
     auth::{Principal, TokenHash, Tokens},
     brain::{Brain, Unavailable},
@@ -56,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) places: Places,
     /// Schemas of own kinds.
     pub(crate) schemas: Schemas,
+    /// Bounds what is held of bodies that are not whole yet.
+    pub(crate) intake: Intake,
 }
 
 /// A token for one use that was taken out of use for a registration that is going on.
@@ -93,6 +95,9 @@ impl App {
     }
     pub(crate) fn schemas(&self) -> &Schemas {
         &self.0.schemas
+    }
+    pub(crate) fn intake(&self) -> &Intake {
+        &self.0.intake
     }
     pub(crate) fn shutdown(&self) -> CancellationToken {
         self.0.shutdown.clone()

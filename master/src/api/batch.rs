@@ -70,7 +70,7 @@ pub(crate) async fn batch(
         pending: FuturesUnordered::new(),
         refused: Vec::new(),
     };
-    app.spawn(stream.run(Lines::new(body, MAX_BODY_BYTES)));
+    app.spawn(stream.run(Lines::new(body, MAX_BODY_BYTES, app.intake().begin())));
     let mut response = Response::new(out_body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     Ok(response)

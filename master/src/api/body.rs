@@ -1,6 +1,9 @@
 //! Reading what a caller sent: media type, size, time, depth, JSON, query.
 
-use super::failure::Failure;
+use super::{
+    failure::Failure,
+    intake::{Held, Intake},
+};
 use axum::{body::Body, extract::Query};
 use http::{HeaderMap, Uri, header, request::Parts};
 use http_body_util::BodyExt as _;
@@ -34,8 +37,7 @@ pub(crate) fn check_media_type(headers: &HeaderMap, wanted: &'static str) -> Res
 /// Reads a JSON body.
 pub(crate) async fn json<T: DeserializeOwned>(parts: &Parts, body: Body) -> Result<T, Failure> {
     check_media_type(&parts.headers, "application/json")?;
-    let bytes = bytes(body).await?;
-    Ok(parse(&bytes)?)
+    whole(parts, body, parse).await
 }
 
 /// Reads a JSON body; an absent one, whatever its media type, is the default.
@@ -43,24 +45,34 @@ pub(crate) async fn json_or_default<T: DeserializeOwned + Default>(
     parts: &Parts,
     body: Body,
 ) -> Result<T, Failure> {
-    let bytes = bytes(body).await?;
-    if bytes.is_empty() {
-        return Ok(T::default());
-    }
-    check_media_type(&parts.headers, "application/json")?;
-    Ok(parse(&bytes)?)
+    let read = |bytes: &[u8]| {
+        if bytes.is_empty() {
+            return Ok(T::default());
+        }
+        check_media_type(&parts.headers, "application/json")?;
+        parse(bytes)
+    };
+    whole(parts, body, read).await
 }
 
-/// The whole body, within [`MAX_BODY_BYTES`] and [`BODY_DEADLINE`].
-pub(crate) async fn bytes(body: Body) -> Result<Vec<u8>, Failure> {
-    let read = tokio::time::timeout(BODY_DEADLINE, collect(body)).await;
-    Ok(read.map_err(|_| {
+/// Reads the whole body, within [`MAX_BODY_BYTES`], [`BODY_DEADLINE`] and the [`Intake`]; it is let go of
+/// before the answer to it is waited for.
+async fn whole<T>(
+    parts: &Parts,
+    body: Body,
+    read: impl FnOnce(&[u8]) -> Result<T, Problem>,
+) -> Result<T, Failure> {
+    let intake = parts.extensions.get::<Intake>().cloned().unwrap_or_default();
+    let mut held = intake.begin();
+    let collected = tokio::time::timeout(BODY_DEADLINE, collect(body, &mut held)).await;
+    let bytes = collected.map_err(|_| {
         let seconds = BODY_DEADLINE.as_secs();
         Problem::request_timeout(format!("the body did not arrive within {seconds} s"))
-    })??)
+    })??;
+    Ok(read(&bytes)?)
 }
 
-async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
+async fn collect(mut body: Body, held: &mut Held) -> Result<Vec<u8>, Problem> {
     let mut collected = Vec::new();
     let mut seen = 0;
     while let Some(frame) = body.frame().await {
@@ -68,6 +80,9 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
         let Ok(data) = frame.into_data() else { continue };
         seen += data.len();
         if seen <= MAX_BODY_BYTES {
+            if !held.hold(seen) {
+                return Err(no_room());
+            }
             collected.extend_from_slice(&data);
         } else if seen > DRAIN_BYTES {
             break;
@@ -77,6 +92,13 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Problem> {
         return Err(Problem::too_large(format!("the body is over {MAX_BODY_BYTES} bytes")));
     }
     Ok(collected)
+}
+
+/// Others hold too much.
+pub(crate) fn no_room() -> Problem {
+    Problem::unavailable(
+        "too many large bodies are on their way to the master; send this one again in a moment",
+    )
 }
 
 /// Reads JSON: 400 if it is not JSON or too deep, 422 naming the place if it is not the JSON that is meant.

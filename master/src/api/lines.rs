@@ -1,9 +1,17 @@
 //! A body as lines.
 
+use super::{body::no_room, intake::Held};
 use axum::body::Body;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use protocol::Problem;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// So long a line waits while other callers' unfinished lines and bodies take all the room; then it is given
+/// up, and the stream goes on with the next.
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(20);
 
 /// One line, without its line end.
 #[derive(Debug)]
@@ -22,15 +30,30 @@ pub(crate) struct Lines {
     buffer: BytesMut,
     // Bytes of the buffer that are known to hold no line end.
     scanned: usize,
-    // Inside of a line that is too long: its bytes are dropped until it ends.
-    skipping: bool,
+    // Inside of a line that is given up, for this reason: its bytes are dropped until it ends.
+    skipping: Option<Problem>,
     ended: bool,
+    held: Held,
+    // Since when there has been no room for the line.
+    waiting: Option<Instant>,
+    room_within: Duration,
 }
 
 impl Lines {
-    /// Lines of at most `most` bytes.
-    pub(crate) fn new(body: Body, most: usize) -> Self {
-        Self { body, most, number: 0, buffer: BytesMut::new(), scanned: 0, skipping: false, ended: false }
+    /// Lines of at most `most` bytes; what is there of one that is not whole counts for `held`.
+    pub(crate) fn new(body: Body, most: usize, held: Held) -> Self {
+        Self {
+            body,
+            most,
+            number: 0,
+            buffer: BytesMut::new(),
+            scanned: 0,
+            skipping: None,
+            ended: false,
+            held,
+            waiting: None,
+            room_within: ROOM_WITHIN,
+        }
     }
 
     /// The next line; `None` at the end. Cancel-safe: everything that was read stays in `self`.
@@ -44,6 +67,15 @@ impl Lines {
             if self.ended {
                 return Ok(None);
             }
+            if !self.held.hold(self.buffer.len()) {
+                let since = *self.waiting.get_or_insert_with(Instant::now);
+                if since.elapsed() < self.room_within {
+                    tokio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
+                    continue;
+                }
+                self.skip(no_room());
+            }
+            self.waiting = None;
             match self.body.frame().await {
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
@@ -59,11 +91,12 @@ impl Lines {
         let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let (length, line_end) = match end {
             Some(at) => (self.scanned + at, 1),
-            None if self.ended && (self.skipping || !self.buffer.is_empty()) => (self.buffer.len(), 0),
+            None if self.ended && (self.skipping.is_some() || !self.buffer.is_empty()) => {
+                (self.buffer.len(), 0)
+            }
             None => {
-                if self.skipping || self.buffer.len() > self.most {
-                    self.skipping = true;
-                    self.buffer.clear();
+                if self.skipping.is_some() || self.buffer.len() > self.most {
+                    self.skip(self.too_long());
                 }
                 self.scanned = self.buffer.len();
                 return None;
@@ -73,13 +106,19 @@ impl Lines {
         self.scanned = 0;
         let text = self.buffer.split_to(length).freeze();
         self.buffer.advance(line_end);
-        let too_long = std::mem::take(&mut self.skipping) || text.len() > self.most;
-        let text = if too_long {
-            Err(Problem::too_large(format!("the line is over {} bytes", self.most)))
-        } else {
-            Ok(text)
-        };
-        Some(Line { number: self.number, text })
+        let given_up = self.skipping.take().or_else(|| (text.len() > self.most).then(|| self.too_long()));
+        Some(Line { number: self.number, text: given_up.map_or(Ok(text), Err) })
+    }
+
+    /// Drops what there is of this line and what will come of it; the first reason stays.
+    fn skip(&mut self, why: Problem) {
+        self.skipping.get_or_insert(why);
+        self.buffer = BytesMut::new();
+        self.scanned = 0;
+    }
+
+    fn too_long(&self) -> Problem {
+        Problem::too_large(format!("the line is over {} bytes", self.most))
     }
 }
 
@@ -87,6 +126,7 @@ impl Lines {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::api::intake::{self, Intake};
 
     async fn lines(chunks: &[&'static str]) -> Vec<(u64, Result<String, u16>)> {
         let stream = futures_util::stream::iter(
@@ -95,7 +135,7 @@ mod tests {
                 .map(|chunk| Ok::<_, std::io::Error>(Bytes::from_static(chunk.as_bytes())))
                 .collect::<Vec<_>>(),
         );
-        let mut lines = Lines::new(Body::from_stream(stream), 8);
+        let mut lines = Lines::new(Body::from_stream(stream), 8, Intake::default().begin());
         let mut found = Vec::new();
         while let Some(line) = lines.next().await.unwrap() {
             let text = line.text.map(|text| String::from_utf8(text.to_vec()).unwrap());
@@ -110,6 +150,24 @@ mod tests {
         assert_eq!(lines(&["ab\n\ncd\nef"]).await, expected);
         assert_eq!(lines(&["a", "b\n", "\nc", "d", "\n", "ef", "\n"]).await, expected);
         assert_eq!(lines(&[]).await, vec![]);
+    }
+
+    #[tokio::test]
+    async fn a_line_for_which_others_leave_no_room_costs_only_itself() {
+        let intake = Intake::default();
+        let mut others = intake.begin();
+        assert!(others.hold(intake::FREE + intake::MOST));
+        let long = "x".repeat(intake::FREE + 1);
+        let chunks = [format!("a\n{long}"), format!("{long}\nb\n")].map(Ok::<_, std::io::Error>);
+        let body = Body::from_stream(futures_util::stream::iter(chunks));
+        let mut lines = Lines::new(body, 1 << 20, intake.begin());
+        lines.room_within = Duration::from_millis(50);
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().await.unwrap() {
+            found.push((line.number, line.text.map_err(|problem| problem.status)));
+        }
+        let text = |text: &'static str| Ok(Bytes::from_static(text.as_bytes()));
+        assert_eq!(found, [(1, text("a")), (2, Err(503)), (3, text("b"))]);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ pub(crate) mod app;
 mod batch;
 mod body;
 pub(crate) mod failure;
+pub(crate) mod intake;
 mod lines;
 mod nodes;
 mod outflow;

@@ -49,9 +49,7 @@ pub(crate) async fn submit(
     let query: WaitQuery = body::query(&parts.uri)?;
     let wait = params::wait(query.wait.as_deref(), &parts.headers)?;
     let key = key_of(&parts.headers)?;
-    body::check_media_type(&parts.headers, "application/json")?;
-    let bytes = body::bytes(body).await?;
-    let spec: TaskSpec = body::parse(&bytes)?;
+    let spec: TaskSpec = body::json(&parts, body).await?;
     spec::check(&app, &spec).await?;
     let durability = spec::durability(spec.durability, wait.is_none() || key.is_some())?;
     let key = key.map(|key| (Arc::from(key), spec::fingerprint(&spec)));
