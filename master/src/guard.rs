@@ -32,6 +32,7 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let request_id = uuid::Uuid::now_v7().simple().to_string();
     let (mut parts, body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let has_coding = parts.headers.contains_key(header::TRANSFER_ENCODING);
     let response = match admit(&app, &parts).await {
         Err(Refused { problem, allow }) => {
             let mut response = Failure(problem).into_response();
@@ -61,7 +62,12 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
             }
         }
     };
-    let response = finish(as_problem(response), &request_id);
+    let mut response = finish(as_problem(response), &request_id);
+    if has_coding {
+        // It may have had a Content-Length too, which hyper drops as RFC 9112 section 6.1 asks for; that also
+        // asks to close, so that nobody before us who measures by the other header smuggles a request in.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     tracing::debug!(request_id, %method, path, status = response.status().as_u16(), "answered");
     response
 }

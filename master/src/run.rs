@@ -79,6 +79,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         // Who started the master need not wait for it.
         let _nobody_waits = on_ready.send(bound);
     }
+    server::raise_open_files();
     tokio::select! {
         () = server::serve(listener, router, server::Limits::default(), shutdown) => {}
         ended = &mut brain_ended => {

@@ -11,6 +11,7 @@ use crate::{
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -98,6 +99,18 @@ pub(crate) async fn serve(
     tracker.close();
     if tokio::time::timeout(limits.drain, tracker.wait()).await.is_err() {
         tracing::info!(open = tracker.len(), "closing connections that did not end in time");
+    }
+}
+
+/// Lets this process open as many files as it may: many systems begin with 1,024, fewer than
+/// [`Limits::connections`].
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current < limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, now = limit.current, "the bound of open files stays");
     }
 }
 

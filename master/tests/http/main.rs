@@ -9,10 +9,12 @@
 
 mod access;
 mod after_a_restart;
+mod attacks;
 mod bad_input;
 mod batch;
 mod connections;
 mod harness;
+mod hostile_node;
 mod life_of_a_task;
 mod node;
 mod pools;
