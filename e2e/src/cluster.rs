@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 /// Containers of one machine share the weight of one group against every process of the host, so on a busy
 /// host they starve. The tests' containers are in a group of their own with the weight of many.
-const CGROUP_PARENT: &str = "/evenkeel-e2e";
+pub(crate) const CGROUP_PARENT: &str = "/evenkeel-e2e";
 
 /// A cluster made by `evenkeel up --detach`; dropping it takes everything away.
 pub struct Cluster {

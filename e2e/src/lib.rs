@@ -14,9 +14,11 @@
 
 pub mod cluster;
 pub mod command;
+pub mod manager;
 
 pub use cluster::{Cluster, Node};
 pub use command::{Ran, docker, evenkeel_binary, run, try_run};
+pub use manager::Manager;
 
 use std::{
     thread,

@@ -69,7 +69,9 @@ impl Failure {
     #[must_use]
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Client(error) | Self::Status(status_fetcher::Error::Master(error)) => error.exit_code(),
+            Self::Client(error)
+            | Self::Status(status_fetcher::Error::Master(error))
+            | Self::Manager(node_manager::Error::Refused(error)) => error.exit_code(),
             Self::Usage(_)
             | Self::Status(status_fetcher::Error::Usage(_))
             | Self::Token(_)

@@ -7,9 +7,9 @@
 use crate::template_kinds;
 use protocol::{
     Problem, Timestamp,
-    node::KindInfo,
     pool::{ManagerHello, ManagerView, PoolSpec, PoolView},
 };
+use scheduler::event::TemplateInfo;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
@@ -79,9 +79,9 @@ impl Board {
         })
     }
 
-    /// The kinds that the templates of all pools bring.
-    pub(crate) fn kinds(&self) -> Vec<KindInfo> {
-        template_kinds::of_all(self.pools().values().map(|pool| &pool.spec))
+    /// What the templates of all pools bring.
+    pub(crate) fn templates(&self) -> Vec<TemplateInfo> {
+        template_kinds::of_all(self.pools().iter().map(|(name, pool)| (name, &pool.spec)))
     }
 
     /// The revision that a write under this condition would get, and whether it makes the pool.

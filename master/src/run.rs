@@ -70,7 +70,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         intake: Default::default(),
     });
     // The brain may have ended already; then its end is seen below.
-    let _stopped = app.tell(Event::KindsKnown { kinds: app.pools().kinds() }).await;
+    let _stopped = app.tell(Event::TemplatesKnown { templates: app.pools().templates() }).await;
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());

@@ -157,7 +157,7 @@ impl Agent {
         let cores = sampler.allotted_cores()?;
         let boot_id = BootId(uuid::Uuid::now_v7());
         let abilities = Abilities {
-            own: config.kinds.iter().map(|kind| (kind.name.clone(), kind.clone())).collect(),
+            own: config.kinds.iter().map(|kind| (kind.info.name.clone(), kind.clone())).collect(),
             allow_commands: config.allow_commands,
             work_root: config.work_root.clone(),
         };
@@ -415,7 +415,11 @@ impl Agent {
 
     /// Looks at the CPU; the sample if it is new (the sampler says the same again when asked too soon).
     fn sample(&mut self, out: &mut Vec<Effect>) -> Option<CpuSampleFields> {
-        let every = if self.slots.any_busy() { SAMPLE_BUSY } else { SAMPLE_IDLE };
+        let busy = self.slots.any_busy();
+        if busy && self.slots.runs_programs() {
+            self.slots.look_for_kills();
+        }
+        let every = if busy { SAMPLE_BUSY } else { SAMPLE_IDLE };
         self.next_sample = Instant::now() + every;
         let looked = self.sampler.sample().and_then(|reading| Ok((reading, self.sampler.allotted_cores()?)));
         let (reading, cores) = match looked {

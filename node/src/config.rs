@@ -242,7 +242,7 @@ pub(crate) fn registration(
 ) -> NodeRegistration {
     let mut kinds = protocol::kinds::built_in();
     kinds.extend(config.allow_commands.then(protocol::kinds::run_kind));
-    kinds.extend(config.kinds.iter().map(OwnKind::info));
+    kinds.extend(config.kinds.iter().map(|kind| kind.info.clone()));
     NodeRegistration {
         name: config.name.clone(),
         ip,

@@ -5,7 +5,7 @@
 //! - `agent`: the shell around `session::node::Session`, which decides; one task that owns everything.
 //!   `channel` is the WebSocket to the master, `identity` what a node keeps of itself;
 //! - `slots`: threads at nice 10 that run tasks; [`cancel`]: how a task is told to stop;
-//! - [`kinds`]: the work itself, built in and commands; [`kinds_file`]: own kinds from `kinds.toml`;
+//! - [`kinds`]: the work itself, built in and commands; own kinds are read by [`kinds_file`];
 //! - [`cpu`]: how much CPU the node has, uses and could give;
 //! - [`burn`]: a CPU hog for trying things.
 //!
@@ -22,7 +22,6 @@ mod config;
 pub mod cpu;
 mod identity;
 pub mod kinds;
-pub mod kinds_file;
 mod slots;
 pub mod thread_clock;
 
@@ -30,6 +29,8 @@ pub use config::{
     Config, DEFAULT_DRAIN_DEADLINE, Error as ConfigError, JOIN_TOKEN_VARIABLE, TokenSource, container_id,
     host_name, read_kinds,
 };
+
+pub use protocol::kinds_file;
 
 use tokio_util::sync::CancellationToken;
 

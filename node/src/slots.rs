@@ -122,11 +122,9 @@ impl Slots {
 
     /// Starts a run; its limits count from now on.
     pub(crate) fn start(&mut self, run: Run, input: Bytes) {
-        let own_timeout_ms = self.shared.abilities.own.get(&run.kind).and_then(|kind| kind.timeout_ms);
-        let timeout_ms = run.timeout_ms.into_iter().chain(own_timeout_ms).min();
         let cancel = Cancel::new(
             Instant::now(),
-            timeout_ms.map(Duration::from_millis),
+            run.timeout_ms.map(Duration::from_millis),
             run.deadline_in_ms.map(Duration::from_millis),
         );
         let progress = Progress::default();
@@ -169,6 +167,11 @@ impl Slots {
     #[must_use]
     pub(crate) fn any_busy(&self) -> bool {
         self.shared.busy.load(Ordering::SeqCst) > 0
+    }
+
+    /// Looks whether the kernel killed a program for its memory, so that the kill is laid to the right one.
+    pub(crate) fn look_for_kills(&self) {
+        self.shared.commands.look_for_kills();
     }
 
     /// Whether this node may start programs, so that there can be strays to look for.
@@ -292,7 +295,7 @@ fn perform(shared: &Shared, job: &Job, input: &RawValue) -> Option<Performed> {
 fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended {
     let failed = |code, message: &str| Outcome::Failed(TaskError { code, message: message.to_owned() });
     let result = match result {
-        Ok(result) if result.len() > MAX_RESULT_BYTES => Err(too_large(result.len())),
+        Ok(result) if result.len() > MAX_RESULT_BYTES => Err(too_large(result.len(), MAX_RESULT_BYTES)),
         other => other,
     };
     let (outcome, result) = match result {

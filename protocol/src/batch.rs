@@ -42,7 +42,7 @@ struct FlatLine {
     #[serde(default)]
     labels: std::collections::BTreeMap<String, String>,
     #[serde(default)]
-    resources: Option<crate::task::Resources>,
+    resources: Option<crate::task::ResourceRequest>,
     #[serde(default)]
     rerun_after_ms: Option<u64>,
     #[serde(default)]

@@ -245,6 +245,7 @@ pub fn built_in() -> Vec<KindInfo> {
             "properties": properties,
             "required": required,
         })),
+        ..KindInfo::default()
     };
     let whole = |most: u64| json!({"type": "integer", "minimum": 0, "maximum": most});
     vec![
@@ -282,6 +283,7 @@ pub fn run_kind() -> KindInfo {
             },
             "required": ["argv"],
         })),
+        ..KindInfo::default()
     }
 }
 

@@ -5,9 +5,9 @@
 //! - [`task`]: what a caller submits and gets back; [`batch`]: the same as a stream of lines;
 //! - [`node`]: registration, reports and how a node is shown; [`pool`]: what a node-manager keeps;
 //! - [`status`]: the cluster as a whole; [`auth`]: scopes and tokens;
-//! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas;
+//! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas; [`kinds_file`]: own kinds;
 //! - [`frame`]: the framing of the work channel; [`work`]: the messages inside it;
-//! - [`problem`]: errors as RFC 9457 problem documents.
+//! - [`problem`]: errors as RFC 9457 problem documents; [`json`]: how deep JSON from outside may nest.
 //!
 //! No I/O, no clock, no randomness. Unknown fields in what a client sends are refused
 //! (`deny_unknown_fields`), so that a misspelt field is an error and never a silent default;
@@ -17,7 +17,9 @@ pub mod auth;
 pub mod batch;
 pub mod frame;
 pub mod ids;
+pub mod json;
 pub mod kinds;
+pub mod kinds_file;
 pub mod node;
 pub mod pool;
 pub mod problem;

@@ -1,6 +1,9 @@
 //! Nodes: what they say of themselves, and how they are shown.
 
-use crate::{BootId, NodeId, TaskId, Timestamp};
+use crate::{
+    BootId, NodeId, TaskId, Timestamp,
+    task::{self, ErrorCode, MAX_RESULT_BYTES, ResourceRequest},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -45,8 +48,9 @@ pub fn default_pool() -> String {
     "default".to_owned()
 }
 
-/// A kind of work, as `GET /v1/kinds` shows it and nodes register it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A kind of work, as `GET /v1/kinds` shows it and nodes register it. Its limits are those of tasks that say
+/// nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KindInfo {
     /// Its name.
@@ -57,6 +61,37 @@ pub struct KindInfo {
     /// JSON Schema (2020-12) of its input; null if it takes anything.
     #[serde(default)]
     pub schema: Option<serde_json::Value>,
+    /// What a task takes while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequest>,
+    /// Bound of one attempt's running time; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// 1 … 100; [`task::DEFAULT_MAX_ATTEMPTS`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// Error codes after which a task is tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retry_on: Vec<ErrorCode>,
+    /// Most bytes of a result, 1 … [`MAX_RESULT_BYTES`], which it is if absent; a task cannot ask for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_result_bytes: Option<usize>,
+}
+
+impl KindInfo {
+    /// The first of its limits that is out of bounds, with what it must be.
+    #[must_use]
+    pub fn first_fault(&self) -> Option<String> {
+        if let Some(fault) = self.resources.and_then(|resources| resources.first_fault()) {
+            return Some(fault);
+        }
+        if self.max_result_bytes.is_some_and(|bytes| !(1..=MAX_RESULT_BYTES).contains(&bytes)) {
+            return Some(format!("max_result_bytes must be 1 to {MAX_RESULT_BYTES}"));
+        }
+        task::time_fault("timeout_ms", self.timeout_ms, 1)
+            .or_else(|| task::attempts_fault(self.max_attempts))
+            .or_else(|| task::retry_fault(&self.retry_on))
+    }
 }
 
 /// Answer of `POST /v1/nodes`.

@@ -1,6 +1,9 @@
 //! Tasks: what is submitted, and how it is shown.
 
-use crate::{NodeId, TaskId, Timestamp};
+use crate::{
+    NodeId, TaskId, Timestamp,
+    node::{KindInfo, MAX_CORES},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::{collections::BTreeMap, sync::Arc};
@@ -21,6 +24,12 @@ pub const MAX_KEY_BYTES: usize = 256;
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 /// Most attempts a task may ask for.
 pub const MAX_ATTEMPTS: u32 = 100;
+
+/// Longest of the time bounds that a task may carry: ten years. Sums of such times stay far below what a
+/// scheduler's microseconds hold.
+pub const MAX_TASK_MS: u64 = 10 * 366 * 86_400_000;
+/// Most memory that a task may ask for: 1 PiB.
+pub const MAX_TASK_MEMORY_BYTES: u64 = 1 << 50;
 
 /// A JSON document kept as its text: it is passed through, never taken apart and put together again.
 pub type Json = Arc<RawValue>;
@@ -55,7 +64,7 @@ pub struct TaskSpec {
     pub labels: BTreeMap<String, String>,
     /// What the task takes while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<Resources>,
+    pub resources: Option<ResourceRequest>,
     /// How long after contact to its node is lost the task waits before it runs elsewhere; until the
     /// node counts as lost if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,27 +92,96 @@ impl TaskSpec {
             durability: None,
         }
     }
+
+    /// Takes over what its kind says of tasks that say nothing themselves, each figure for itself.
+    pub fn fill_from(&mut self, kind: &KindInfo) {
+        if let Some(of_kind) = kind.resources {
+            self.resources = Some(self.resources.unwrap_or_default().or(of_kind));
+        }
+        self.timeout_ms = self.timeout_ms.or(kind.timeout_ms);
+        self.max_attempts = self.max_attempts.or(kind.max_attempts);
+        if self.retry_on.is_empty() {
+            self.retry_on.clone_from(&kind.retry_on);
+        }
+    }
+}
+
+/// What is wrong with a bound of time, if it is not `least` … [`MAX_TASK_MS`].
+#[must_use]
+pub fn time_fault(field: &str, ms: Option<u64>, least: u64) -> Option<String> {
+    let ms = ms.filter(|ms| !(least..=MAX_TASK_MS).contains(ms))?;
+    Some(format!("{field} is {ms}, must be {least} to {MAX_TASK_MS}"))
+}
+
+/// What is wrong with a number of attempts, if it is not 1 … [`MAX_ATTEMPTS`].
+#[must_use]
+pub fn attempts_fault(attempts: Option<u32>) -> Option<String> {
+    let attempts = attempts.filter(|attempts| !(1..=MAX_ATTEMPTS).contains(attempts))?;
+    Some(format!("max_attempts is {attempts}, must be 1 to {MAX_ATTEMPTS}"))
+}
+
+/// What is wrong with a `retry_on`, if it names an end after which nothing is left to be tried.
+#[must_use]
+pub fn retry_fault(retry_on: &[ErrorCode]) -> Option<String> {
+    let never = [ErrorCode::Cancelled, ErrorCode::Deadline, ErrorCode::AttemptsExhausted];
+    let code = retry_on.iter().find(|code| never.contains(code))?;
+    Some(format!("retry_on names {}, after which nothing can be tried again", code.as_str()))
+}
+
+/// What a task or a kind asks for; what is absent is left to the kind, and then to [`Resources::default`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceRequest {
+    /// Threads that the task keeps busy, 0 < cores ≤ 4,096. It takes max(1, ⌈cores⌉) slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<f64>,
+    /// Memory set aside for it on its node, at most [`MAX_TASK_MEMORY_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
+impl ResourceRequest {
+    /// What it asks for, and of what it leaves open what `other` asks for.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { cores: self.cores.or(other.cores), memory_bytes: self.memory_bytes.or(other.memory_bytes) }
+    }
+
+    /// The first figure that is out of bounds, with what it must be.
+    #[must_use]
+    pub fn first_fault(&self) -> Option<String> {
+        // Not a number is in no range, so this refuses it too.
+        if let Some(cores) = self.cores.filter(|cores| !(f64::MIN_POSITIVE..=MAX_CORES).contains(cores)) {
+            return Some(format!("cores is {cores}, must be above 0 and at most {MAX_CORES}"));
+        }
+        let too_much = self.memory_bytes.is_some_and(|bytes| bytes > MAX_TASK_MEMORY_BYTES);
+        too_much.then(|| format!("memory_bytes must be at most {MAX_TASK_MEMORY_BYTES}"))
+    }
+}
+
+impl From<ResourceRequest> for Resources {
+    fn from(request: ResourceRequest) -> Self {
+        let default = Self::default();
+        Self {
+            cores: request.cores.unwrap_or(default.cores),
+            memory_bytes: request.memory_bytes.unwrap_or(default.memory_bytes),
+        }
+    }
 }
 
 /// What a task takes while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// Threads that the task keeps busy, 0 < cores ≤ 4,096. It takes max(1, ⌈cores⌉) slots.
-    #[serde(default = "one_core")]
+    /// Threads that the task keeps busy; 1.0 if nobody says otherwise.
     pub cores: f64,
-    /// Memory set aside for it on its node; 0 if it names none.
-    #[serde(default)]
+    /// Memory set aside for it on its node; 0 if nobody says otherwise.
     pub memory_bytes: u64,
-}
-
-const fn one_core() -> f64 {
-    1.0
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cores: one_core(), memory_bytes: 0 }
+        Self { cores: 1.0, memory_bytes: 0 }
     }
 }
 
@@ -303,4 +381,35 @@ pub struct CancelByLabels {
 pub struct CancelledCount {
     /// Tasks that were cancelled by this call.
     pub cancelled: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_takes_over_what_its_kind_says_and_its_own_figures_count() {
+        let kind = KindInfo {
+            resources: Some(ResourceRequest { cores: Some(4.0), memory_bytes: Some(100) }),
+            timeout_ms: Some(5_000),
+            max_attempts: Some(7),
+            retry_on: vec![ErrorCode::TaskError],
+            ..KindInfo::default()
+        };
+        let mut silent = TaskSpec::new("own", None);
+        silent.fill_from(&kind);
+        assert_eq!(silent.resources.map(Resources::from), Some(Resources { cores: 4.0, memory_bytes: 100 }));
+        assert_eq!((silent.timeout_ms, silent.max_attempts), (Some(5_000), Some(7)));
+        assert_eq!(silent.retry_on, [ErrorCode::TaskError]);
+
+        let mut own = TaskSpec::new("own", None);
+        own.resources = Some(ResourceRequest { memory_bytes: Some(0), ..ResourceRequest::default() });
+        own.timeout_ms = Some(60_000);
+        own.max_attempts = Some(1);
+        own.retry_on = vec![ErrorCode::Timeout];
+        own.fill_from(&kind);
+        assert_eq!(own.resources.map(Resources::from), Some(Resources { cores: 4.0, memory_bytes: 0 }));
+        assert_eq!((own.timeout_ms, own.max_attempts), (Some(60_000), Some(1)));
+        assert_eq!(own.retry_on, [ErrorCode::Timeout]);
+    }
 }

@@ -54,29 +54,34 @@ pub enum Size {
     OffCpu(f64),
     /// It says itself how much CPU it takes, in seconds.
     Cpu(f64),
-    /// Learned by this class of its kind.
-    Class(u32),
+    /// Learned by this class of its kind, for each number of slots by itself: what a command does without
+    /// CPU, and what its threads cost each other, differs with them.
+    Class {
+        /// The class; 0 if all of the kind are alike.
+        class: u32,
+        /// Slots that the task takes.
+        slots: u32,
+    },
 }
 
-/// The size of a task of this kind with this input; an input that cannot be read is class 0.
+/// The size of a task of this kind with this input on so many slots; an input that cannot be read is class 0.
 #[must_use]
-pub fn size_of(kind: &str, input: Option<&RawValue>) -> Size {
-    let Some(input) = input else { return Size::Class(0) };
+pub fn size_of(kind: &str, input: Option<&RawValue>, slots: u32) -> Size {
+    let alike = Size::Class { class: 0, slots };
+    let Some(input) = input else { return alike };
     // Sizes are told apart by powers of two, so a class spans less than σ = 1.
-    let class = |size: u64| Size::Class(64 - size.leading_zeros());
+    let class = |size: u64| Size::Class { class: 64 - size.leading_zeros(), slots };
     match kind {
         "fib" => match kinds::fib_input(input) {
             // The bound of n is 60, so the cast is exact.
             Ok(fib) if fib.algorithm == FibAlgorithm::Recursive => Size::FibRecursive(fib.n as u32),
             Ok(fib) => class(fib.n),
-            Err(_) => Size::Class(0),
+            Err(_) => alike,
         },
-        "sleep" => {
-            kinds::sleep_input(input).map_or(Size::Class(0), |sleep| Size::OffCpu(sleep.ms as f64 / 1e3))
-        }
-        "burn" => kinds::burn_input(input).map_or(Size::Class(0), |burn| Size::Cpu(burn.cpu_ms as f64 / 1e3)),
+        "sleep" => kinds::sleep_input(input).map_or(alike, |sleep| Size::OffCpu(sleep.ms as f64 / 1e3)),
+        "burn" => kinds::burn_input(input).map_or(alike, |burn| Size::Cpu(burn.cpu_ms as f64 / 1e3)),
         "sum" => class(input.get().len() as u64),
-        _ => Size::Class(0),
+        _ => alike,
     }
 }
 
@@ -114,7 +119,8 @@ pub struct Estimates {
     fib_log_k: f64,
     fib_weight: f64,
     fib_error2: f64,
-    classes: BTreeMap<Arc<str>, BTreeMap<u32, Learned>>,
+    /// By kind, then by class and slots.
+    classes: BTreeMap<Arc<str>, BTreeMap<(u32, u32), Learned>>,
     class_count: usize,
 }
 
@@ -142,8 +148,8 @@ impl Estimates {
             },
             Size::OffCpu(off_cpu_s) => Estimate { cpu_s: 0.0, off_cpu_s, sigma: 0.0 },
             Size::Cpu(cpu_s) => Estimate { cpu_s: cpu_s + OVERHEAD_S, off_cpu_s: 0.0, sigma: 0.0 },
-            Size::Class(class) => {
-                let learned = self.classes.get(kind).and_then(|of_kind| of_kind.get(&class));
+            Size::Class { class, slots } => {
+                let learned = self.classes.get(kind).and_then(|of_kind| of_kind.get(&(class, slots)));
                 learned.map_or(Estimate { cpu_s: 0.0, off_cpu_s: 0.0, sigma: UNKNOWN_SIGMA }, |learned| {
                     Estimate {
                         cpu_s: learned.cpu_s,
@@ -163,17 +169,17 @@ impl Estimates {
         match size {
             Size::FibRecursive(n) => self.learn_fib(n, cpu_s),
             Size::OffCpu(_) | Size::Cpu(_) => {}
-            Size::Class(class) => {
+            Size::Class { class, slots } => {
                 let off_cpu_s = (run_s - cpu_s / rate_cores.max(0.01)).max(0.0);
                 if !self.classes.contains_key(kind) {
                     self.classes.insert(Arc::clone(kind), BTreeMap::new());
                 }
                 let room = self.class_count < MOST_CLASSES;
                 if let Some(of_kind) = self.classes.get_mut(kind) {
-                    match of_kind.get_mut(&class) {
+                    match of_kind.get_mut(&(class, slots)) {
                         Some(learned) => learned.learn(cpu_s, off_cpu_s),
                         None if room => {
-                            of_kind.insert(class, Learned::first(cpu_s, off_cpu_s));
+                            of_kind.insert((class, slots), Learned::first(cpu_s, off_cpu_s));
                             self.class_count += 1;
                         }
                         None => {}
@@ -202,8 +208,10 @@ impl Estimates {
 mod tests {
     use super::*;
 
+    const ALIKE: Size = Size::Class { class: 0, slots: 1 };
+
     fn size(kind: &str, input: &str) -> Size {
-        size_of(kind, Some(&RawValue::from_string(input.to_owned()).unwrap()))
+        size_of(kind, Some(&RawValue::from_string(input.to_owned()).unwrap()), 1)
     }
 
     #[test]
@@ -232,23 +240,39 @@ mod tests {
         let mut estimates = Estimates::default();
         let steady: Arc<str> = "steady".into();
         let wild: Arc<str> = "wild".into();
-        assert!(!estimates.of("steady", Size::Class(0)).is_known());
+        assert!(!estimates.of("steady", ALIKE).is_known());
         for turn in 0..20 {
-            estimates.learn(&steady, Size::Class(0), 0.1, 0.5, 0.5);
+            estimates.learn(&steady, ALIKE, 0.1, 0.5, 0.5);
             let wildly_s = if turn % 2 == 0 { 0.001 } else { 10.0 };
-            estimates.learn(&wild, Size::Class(0), wildly_s, wildly_s, 1.0);
+            estimates.learn(&wild, ALIKE, wildly_s, wildly_s, 1.0);
         }
-        let known = estimates.of("steady", Size::Class(0));
+        let known = estimates.of("steady", ALIKE);
         assert!(known.is_known() && (known.cpu_s - 0.1).abs() < 1e-9 && (known.off_cpu_s - 0.3).abs() < 1e-9);
-        assert!(!estimates.of("wild", Size::Class(0)).is_known());
+        assert!(!estimates.of("wild", ALIKE).is_known());
+    }
+
+    #[test]
+    fn a_kind_is_learned_for_each_number_of_threads_by_itself() {
+        let mut estimates = Estimates::default();
+        let kind: Arc<str> = "encode".into();
+        let on = |slots| size_of("encode", None, slots);
+        for _ in 0..3 {
+            // 8 CPU-seconds either way; on four threads one second more is spent waiting.
+            estimates.learn(&kind, on(1), 8.0, 8.0, 1.0);
+            estimates.learn(&kind, on(4), 8.0, 3.0, 4.0);
+        }
+        let (one, four) = (estimates.of("encode", on(1)), estimates.of("encode", on(4)));
+        assert!(one.is_known() && (one.cpu_s - 8.0).abs() < 1e-9 && one.off_cpu_s < 1e-9, "{one:?}");
+        assert!(four.is_known() && (four.off_cpu_s - 1.0).abs() < 1e-9, "{four:?}");
+        assert!(!estimates.of("encode", on(2)).is_known());
     }
 
     #[test]
     fn figures_that_are_not_numbers_teach_nothing() {
         let mut estimates = Estimates::default();
         let kind: Arc<str> = "own".into();
-        estimates.learn(&kind, Size::Class(0), f64::NAN, 1.0, 1.0);
-        estimates.learn(&kind, Size::Class(0), -1.0, 1.0, 1.0);
-        assert!(!estimates.of("own", Size::Class(0)).is_known());
+        estimates.learn(&kind, ALIKE, f64::NAN, 1.0, 1.0);
+        estimates.learn(&kind, ALIKE, -1.0, 1.0, 1.0);
+        assert!(!estimates.of("own", ALIKE).is_known());
     }
 }

@@ -3,7 +3,7 @@
 use crate::effect::WriteSeq;
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
-    node::{CpuSample, ExitReport, NodeRegistration, Report},
+    node::{CpuSample, ExitReport, KindInfo, NodeRegistration, Report},
     task::{Durability, TaskSpec},
     work::{Outcome, RunRef},
 };
@@ -188,10 +188,10 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
-    /// The names of kinds that are known although no node may have them now (pool templates).
-    KindsKnown {
+    /// What pools' templates bring, although none of their nodes may be here now.
+    TemplatesKnown {
         /// The whole set; replaces the one before.
-        kinds: Vec<protocol::node::KindInfo>,
+        templates: Vec<TemplateInfo>,
     },
     /// All writes up to this one are durable.
     Written {
@@ -209,6 +209,19 @@ pub enum Event {
     },
     /// Time passes. The shell sends one at the time that [`crate::effect::Effect::WakeAt`] last named.
     Tick,
+}
+
+/// What is known of a pool's nodes before one is here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TemplateInfo {
+    /// The pool's name.
+    pub pool: String,
+    /// Kinds that its nodes have beside the built-in ones.
+    pub kinds: Vec<KindInfo>,
+    /// Their allotted cores; absent if that is the manager's choice.
+    pub cores: Option<f64>,
+    /// Their memory limit; absent if that is the manager's choice.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A run that ended, as its node says.

@@ -1,7 +1,8 @@
 //! Rules 6 and 7: slow start of a node, and ejection of one that fails by itself.
 //!
-//! Source: design.md 3.6 and 3.7 (Envoy slow start and outlier detection). A new node gets one task, and
-//! one slot more with each run that shows that it works: by a success, or by living half a second.
+//! Source: design.md 3.6 and 3.7 (Envoy slow start and outlier detection). A new node gets one task,
+//! however many slots it takes, and as many slots more with each run that shows that it works: by a success,
+//! or by living half a second.
 //! A fault *of the node* (it hands work back without draining, or says that it failed itself; never an
 //! error of the task) keeps its slot back for 250 ms, so that a node where everything fails at once does
 //! not swallow the queue. Three in a row put it out for 1 s · 2ᵏ, at most 30 s, and it comes back
@@ -61,9 +62,9 @@ impl Health {
         now_us < self.out_until_us
     }
 
-    /// A run showed that the node works.
-    pub fn proven(&mut self) {
-        self.allowed = self.allowed.saturating_add(1);
+    /// A run of so many slots showed that the node works.
+    pub fn proven(&mut self, slots: u32) {
+        self.allowed = self.allowed.max(slots).saturating_add(slots);
         self.faults = 0;
         self.outs = 0;
     }
@@ -100,16 +101,19 @@ mod tests {
         assert_eq!(health.slots(4, 0), 1);
         for _ in 0..3 {
             assert!(!health.is_full(4));
-            health.proven();
+            health.proven(1);
         }
         assert_eq!(health.slots(4, 0), 4);
         assert!(health.is_full(4));
+        let mut health = Health::default();
+        health.proven(4);
+        assert_eq!(health.slots(16, 0), 8, "a second one of four slots");
     }
 
     #[test]
     fn three_faults_put_it_out_for_ever_longer_until_a_probe_succeeds() {
         let mut health = Health::default();
-        health.proven();
+        health.proven(1);
         assert_eq!(health.fault(0, 2, true), KEPT_BACK_US);
         assert_eq!(health.slots(2, 1), 1);
         health.fault(1, 2, true);
@@ -122,7 +126,7 @@ mod tests {
             assert_eq!(health.fault(now, 2, true) - now, expected * OUT_US);
             now += expected * OUT_US;
         }
-        health.proven();
+        health.proven(1);
         assert_eq!(health.slots(2, now), 2);
     }
 

@@ -9,12 +9,12 @@ use crate::{
     capacity::Capacity,
     config::Config,
     health::Health,
-    ledger::{Ledger, Offer},
+    ledger::{Entry, Ledger, Offer},
     queue::{Class, KindId},
     record::NodeRecord,
 };
 use protocol::{
-    BootId, NodeId, Timestamp,
+    BootId, NodeId, RunId, TaskId, Timestamp,
     node::{CpuSample, MemorySample, NodeStatus, RunningTask, slots_of},
 };
 use std::sync::Arc;
@@ -167,22 +167,40 @@ impl Node {
         slots_of(self.capacity.allotted_cores())
     }
 
-    /// Memory that tasks may ask for in all.
+    /// Memory that tasks may ask for in all; a limit that was changed meanwhile is reported.
     #[must_use]
     pub fn memory_for_tasks(&self) -> u64 {
-        memory_for_tasks(self.record.registration.memory_bytes)
+        let reported = self.memory.map(|memory| memory.limit_bytes).filter(|bytes| *bytes > 0);
+        memory_for_tasks(reported.unwrap_or(self.record.registration.memory_bytes))
     }
 
-    /// Memory that is not set aside.
+    /// Resident memory of a task's processes as last reported; 0 if nothing was.
     #[must_use]
-    pub fn memory_free(&self) -> u64 {
-        self.memory_for_tasks().saturating_sub(self.ledger.memory_bytes())
+    pub fn rss_bytes(&self, task: TaskId) -> u64 {
+        self.running.iter().find(|running| running.task == task).map_or(0, |running| running.rss_bytes)
+    }
+
+    /// Memory that is neither set aside nor taken by tasks that took more than they asked for; `but` a run
+    /// that is not to be counted.
+    #[must_use]
+    pub fn memory_free(&self, but: Option<RunId>) -> u64 {
+        let counted = self.ledger.iter().filter(|(run, _)| but != Some(*run));
+        let takes = |(_, entry): (RunId, &Entry)| entry.memory_bytes.max(self.rss_bytes(entry.task));
+        counted.map(takes).fold(self.memory_for_tasks(), u64::saturating_sub)
     }
 
     /// Slots that are free now.
     #[must_use]
     pub fn slots_free(&self, now_us: u64) -> u32 {
         self.health.slots(self.slots(), now_us).saturating_sub(self.ledger.slots())
+    }
+
+    /// Whether enough slots are free for a task of this class that could run here. A node that has to prove
+    /// itself first gets one task, however many slots that takes.
+    #[must_use]
+    pub fn has_slots(&self, class: Class, now_us: u64) -> bool {
+        class.slots() <= self.slots_free(now_us)
+            || self.ledger.is_empty() && self.health.slots(self.slots(), now_us) > 0
     }
 
     /// What it offers now.
@@ -211,8 +229,11 @@ impl Node {
         self.status == NodeStatus::Ready
             && self.could_take(class)
             && self.reserved.is_none_or(|reserved| reserved == class)
-            && class.memory_bytes.max(class.free_bytes) <= self.memory_free()
-            && (class.slots() <= self.slots_free(now_us)
+            && match class.memory_bytes.max(class.free_bytes) {
+                0 => true,
+                bytes => bytes <= self.memory_free(None),
+            }
+            && (self.has_slots(class, now_us)
                 || length_s.is_some_and(|length_s| class.slots() == 1 && self.prefetches(length_s, now_us)))
     }
 
@@ -231,6 +252,12 @@ impl Node {
                 let estimate = entry.estimate;
                 estimate.is_known() && estimate.cpu_s + estimate.off_cpu_s < PREFETCH_S && !entry.cancelling
             })
+    }
+
+    /// A run showed that the node works.
+    pub fn proven_by(&mut self, run: RunId) {
+        let slots = self.ledger.get(run).map_or(1, |entry| entry.slots);
+        self.health.proven(slots);
     }
 
     /// There was contact.

@@ -62,7 +62,7 @@ pub enum Op {
 pub struct TaskRecord {
     /// Its id.
     pub id: TaskId,
-    /// What was submitted, with defaults filled in nowhere.
+    /// What was submitted, with what its kind said then of what was left open.
     pub spec: TaskSpec,
     /// Who submitted it.
     pub client: ClientId,

@@ -265,6 +265,8 @@ proptest! {
                 break;
             }
         }
+        // Ends that the store refused are written again after its longest pause, and shown only then.
+        act(&mut world, &mut nodes, &mut replies, &mut tasks, &Deed::Pass { ms: 6_000, speaking: true });
         check(&world);
         let status = world.core.status(world.now());
         prop_assert_eq!((status.queued, status.running), (0, 0));

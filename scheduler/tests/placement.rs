@@ -221,7 +221,7 @@ fn a_task_of_several_cores_is_not_starved_by_small_ones() {
             sizes.insert(cluster.world.submit(fib(35)).0, cpu_s(35));
         }
         let mut wide = fib(35);
-        wide.resources = Some(protocol::task::Resources { cores: 4.0, memory_bytes: 0 });
+        wide.resources = Some(protocol::task::ResourceRequest { cores: Some(4.0), memory_bytes: None });
         cluster.world.submit(wide).0
     };
     sizes.insert(wide, cpu_s(35));

@@ -12,7 +12,7 @@ use protocol::{
 use scheduler::{
     Config, TaskFilter,
     effect::{Answer, Refusal},
-    event::{Event, Wait},
+    event::{Event, TemplateInfo, Wait},
     record::Op,
 };
 
@@ -326,7 +326,8 @@ fn an_unknown_kind_is_refused_with_the_nearest_and_a_known_one_without_a_node_wa
         world.refusal(reply),
         Refusal::UnknownKind { kind: "fibb".to_owned(), near: Some("fib".to_owned()) }
     );
-    world.event(Event::KindsKnown { kinds: vec![kind("special")] });
+    let template = TemplateInfo { kinds: vec![kind("special")], ..TemplateInfo::default() };
+    world.event(Event::TemplatesKnown { templates: vec![template] });
     world.join(1, 1.0);
     let (task, _) = world.submit(spec("special", "{}"));
     let explained = world.core.explain(task, world.now()).unwrap();

@@ -2,6 +2,7 @@
 
 use protocol::{
     RunId, TaskId,
+    json::{MAX_DEPTH, nests_too_deep},
     node::{CpuSample, MAX_CORES},
     task::{ErrorCode, Json, MAX_RESULT_BYTES, TaskError},
     work::{Outcome, RunResult},
@@ -12,8 +13,6 @@ use std::sync::Arc;
 const MAX_ERROR_CHARS: usize = 4_096;
 /// Longest running time that is believed, 31 days: one lie must not spoil what is estimated and summed up.
 const MAX_RUN_MS: f64 = 31.0 * 86_400_000.0;
-/// Deepest that a result may nest, as deep as an input, so that whatever shows it can read it again.
-const MAX_RESULT_DEPTH: usize = 128;
 
 /// A run that ended, as its node says, with everything checked that can be checked without knowing the task.
 #[derive(Clone, Debug)]
@@ -85,7 +84,7 @@ fn read_result(body: &[u8]) -> Result<Option<Json>, Outcome> {
         return Err(fault(ErrorCode::ResultTooLarge, &message));
     }
     if nests_too_deep(body) {
-        let message = format!("the result nests deeper than {MAX_RESULT_DEPTH} levels");
+        let message = format!("the result nests deeper than {MAX_DEPTH} levels");
         return Err(fault(ErrorCode::TaskError, &message));
     }
     // In JSON text a bare line end can only be white space between tokens.
@@ -93,25 +92,6 @@ fn read_result(body: &[u8]) -> Result<Option<Json>, Outcome> {
     serde_json::from_slice::<Box<serde_json::value::RawValue>>(&one_line)
         .map(|json| Some(Arc::from(json)))
         .map_err(|error| fault(ErrorCode::TaskError, &format!("the node's result is not JSON: {error}")))
-}
-
-/// Whether JSON text opens more than [`MAX_RESULT_DEPTH`] objects and arrays at a time.
-fn nests_too_deep(text: &[u8]) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in text {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => depth += 1,
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_RESULT_DEPTH {
-            return true;
-        }
-    }
-    false
 }
 
 pub(crate) fn cut(mut text: String) -> String {
@@ -149,7 +129,7 @@ mod tests {
     #[test]
     fn a_result_that_nests_too_deep_fails_the_run() {
         let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        assert_eq!(ended(1.0, 1.0, &nested(MAX_RESULT_DEPTH - 1)).outcome, Outcome::Succeeded);
-        assert!(matches!(ended(1.0, 1.0, &nested(MAX_RESULT_DEPTH + 1)).outcome, Outcome::Failed(_)));
+        assert_eq!(ended(1.0, 1.0, &nested(MAX_DEPTH - 1)).outcome, Outcome::Succeeded);
+        assert!(matches!(ended(1.0, 1.0, &nested(MAX_DEPTH + 1)).outcome, Outcome::Failed(_)));
     }
 }

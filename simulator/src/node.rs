@@ -111,11 +111,7 @@ impl SimNode {
             pool: "default".to_owned(),
             allotted_cores: self.cores,
             memory_bytes: 1 << 30,
-            kinds: vec![protocol::node::KindInfo {
-                name: "work".to_owned(),
-                description: String::new(),
-                schema: None,
-            }],
+            kinds: vec![protocol::node::KindInfo { name: "work".to_owned(), ..Default::default() }],
             labels: BTreeMap::new(),
             version: "0".to_owned(),
             boot_id: self.boot,

@@ -1,6 +1,10 @@
-//! `evenkeel node-manager run|scale|drain|logs|list|prune`.
+//! `evenkeel node-manager run|scale|update|drain|logs|list|prune`.
 
-use super::{parse_cores, token::ListOutput};
+use super::{
+    parse_cores,
+    token::ListOutput,
+    update::{self, UpdateArgs},
+};
 use crate::{
     cli::Global,
     commands::master::kept_token,
@@ -45,6 +49,8 @@ pub(crate) enum ManagerCommand {
     Run(Box<RunArgs>),
     /// Say how many nodes the pool shall have
     Scale(ScaleArgs),
+    /// Say what the nodes of the pool are made of; they are replaced one after the other
+    Update(Box<UpdateArgs>),
     /// Give a node no more work; what it runs is finished
     Drain(DrainArgs),
     /// Give a node that was drained work again
@@ -200,6 +206,7 @@ pub(crate) async fn run(
             output::say(format_args!("pool {} shall have {nodes}", args.pool));
             Ok(())
         }
+        ManagerCommand::Update(args) => update::run(global, *args).await,
         ManagerCommand::Drain(args) => {
             let deadline = args.drain_deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
             let id = verbs::drain(&args.connect.client(global)?, &args.node, deadline).await?;

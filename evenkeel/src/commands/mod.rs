@@ -12,6 +12,7 @@ pub(crate) mod submit;
 pub(crate) mod task;
 pub(crate) mod token;
 pub(crate) mod up;
+pub(crate) mod update;
 pub(crate) mod waiting;
 
 /// A label as `key=value`.

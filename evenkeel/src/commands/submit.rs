@@ -7,7 +7,7 @@ use super::{
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
 use clap::{Args, ValueEnum};
 use client::{Client, SubmitOptions};
-use protocol::task::{Durability, Json, MAX_BODY_BYTES, Resources, TaskSpec};
+use protocol::task::{Durability, Json, MAX_BODY_BYTES, ResourceRequest, TaskSpec};
 use serde_json::{Value, json, value::RawValue};
 use service::{
     Shutdown,
@@ -53,22 +53,22 @@ pub(crate) struct SubmitArgs {
     /// Wait at most so long for the end (exit code 5 when it is over; the task goes on)
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with_all = ["detach", "batch"])]
     wait_for: Option<Duration>,
-    /// Bound of one attempt's running time
+    /// Bound of one attempt's running time [default: its kind's, else none]
     #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
     timeout: Option<u64>,
     /// Bound from submission to end, waiting in the queue included
     #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
     deadline: Option<u64>,
-    /// Most attempts, 1 to 100 [default: 3]
+    /// Most attempts, 1 to 100 [default: its kind's, else 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
     max_attempts: Option<u32>,
     /// -100 to 100, higher first
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i8).range(-100..=100), allow_negative_numbers = true)]
     priority: i8,
-    /// Threads that the task keeps busy [default: 1]
+    /// Threads that the task keeps busy [default: its kind's, else 1]
     #[arg(long, value_parser = parse_cores)]
     cores: Option<f64>,
-    /// Memory to set aside for it, as 64MiB
+    /// Memory to set aside for it, as 64MiB [default: its kind's, else none]
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     memory: Option<u64>,
     /// Tag for list and cancel, may be given more than once
@@ -163,11 +163,7 @@ impl SubmitArgs {
             }
         }
         if self.cores.is_some() || self.memory.is_some() {
-            let default = Resources::default();
-            spec.resources = Some(Resources {
-                cores: self.cores.unwrap_or(default.cores),
-                memory_bytes: self.memory.unwrap_or(default.memory_bytes),
-            });
+            spec.resources = Some(ResourceRequest { cores: self.cores, memory_bytes: self.memory });
         }
         spec.durability = self.durability.map(|durability| match durability {
             DurabilityArg::Disk => Durability::Disk,

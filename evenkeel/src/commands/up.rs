@@ -82,7 +82,7 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// `SOURCE:TARGET[:ro]`.
-fn parse_mount(text: &str) -> Result<Mount, String> {
+pub(super) fn parse_mount(text: &str) -> Result<Mount, String> {
     let form = || format!("{text:?} is not a mount; write it as SOURCE:TARGET or SOURCE:TARGET:ro");
     let mut parts = text.split(':');
     let (Some(source), Some(target)) = (parts.next(), parts.next()) else { return Err(form()) };
@@ -99,7 +99,7 @@ fn parse_mount(text: &str) -> Result<Mount, String> {
 }
 
 /// The text of a `kinds.toml`, looked at here so that a mistake is said before anything is made.
-fn read_kinds(path: &Path) -> Result<String, Failure> {
+pub(super) fn read_kinds(path: &Path) -> Result<String, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
     node::kinds_file::parse(&text).map_err(|error| wrong(&error))?;

@@ -279,7 +279,7 @@ impl App {
         let (revision, created) = self.pools().next_revision(name, &condition)?;
         self.0.store.put_pool(name, revision, &spec).await.map_err(|error| store_failed(&error))?;
         self.pools().set(name, revision, spec);
-        self.tell(Event::KindsKnown { kinds: self.pools().kinds() }).await?;
+        self.tell(Event::TemplatesKnown { templates: self.pools().templates() }).await?;
         let view = self.pools().view(name).ok_or_else(|| Problem::internal("a pool vanished"))?;
         Ok((created, view))
     }

@@ -124,6 +124,9 @@ fn check_registration(registration: &NodeRegistration) -> Result<(), Problem> {
     for kind in &registration.kinds {
         params::check_name("a kind's name", &kind.name)?;
         params::check_length("a kind's description", &kind.description, 1_024)?;
+        if let Some(fault) = kind.first_fault() {
+            return invalid(format!("kind {}: {fault}", kind.name));
+        }
         let Some(schema) = &kind.schema else { continue };
         let bytes = schema.to_string().len();
         schemas_bytes += bytes;

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 
 /// Most nodes of one pool.
 const MAX_DESIRED: u32 = 10_000;
-/// Most bytes of the text of a `kinds.toml`.
-const MAX_KINDS_BYTES: usize = 256 * 1024;
+/// Most bytes of the text of a `kinds.toml`: it reaches a node as one variable of its environment, which
+/// Linux bounds at 128 KiB.
+const MAX_KINDS_BYTES: usize = 120 * 1024;
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]

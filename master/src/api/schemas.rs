@@ -14,8 +14,8 @@ use std::{
 };
 use tokio::{sync::Semaphore, time::Instant};
 
-/// Most kinds of one node or template.
-pub(crate) const MAX_KINDS: usize = 64;
+/// Most kinds of one node.
+pub(crate) const MAX_KINDS: usize = 256;
 /// Most bytes of all schemas of one node.
 pub(crate) const MAX_SCHEMAS_BYTES: usize = 512 * 1024;
 /// Most bytes of one schema.
@@ -216,8 +216,8 @@ mod tests {
         let schemas = Schemas::default();
         let kind = |number| KindInfo {
             name: format!("own-{number}"),
-            description: String::new(),
             schema: Some(json!({"type": "object"})),
+            ..KindInfo::default()
         };
         let known = schemas.refresh((0..1_000).map(kind).collect());
         assert_eq!(known.values().filter(|entry| entry.compiled.is_some()).count(), 1_000);

@@ -7,17 +7,10 @@ use super::{
 };
 use protocol::{
     Problem,
-    node::MAX_CORES,
-    task::{Durability, ErrorCode, MAX_ATTEMPTS, MAX_KEY_BYTES, Resources, TaskSpec},
+    task::{Durability, MAX_KEY_BYTES, TaskSpec, attempts_fault, retry_fault, time_fault},
 };
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-
-/// Longest of the time bounds that a task may carry: ten years. Sums of such times stay far below
-/// what the scheduler's microseconds hold.
-const MAX_TASK_MS: u64 = 10 * 366 * 86_400_000;
-/// Most memory that a task may ask for: 1 PiB.
-const MAX_TASK_MEMORY: u64 = 1 << 50;
 
 /// Checks a task: first its form, then its input against its kind.
 pub(crate) async fn check(app: &App, spec: &TaskSpec) -> Result<(), Failure> {
@@ -37,46 +30,17 @@ fn empty_object() -> &'static RawValue {
 fn check_form(spec: &TaskSpec) -> Result<(), Problem> {
     check_name("kind", &spec.kind)?;
     check_labels(&spec.labels)?;
-    let invalid = |text: String| Err(Problem::invalid(text));
     if !(-100..=100).contains(&spec.priority) {
-        return invalid(format!("priority is {}, must be -100 to 100", spec.priority));
+        return Err(Problem::invalid(format!("priority is {}, must be -100 to 100", spec.priority)));
     }
-    if let Some(attempts) = spec.max_attempts
-        && !(1..=MAX_ATTEMPTS).contains(&attempts)
-    {
-        return invalid(format!("max_attempts is {attempts}, must be 1 to {MAX_ATTEMPTS}"));
-    }
-    let times = [
-        ("timeout_ms", spec.timeout_ms, 1),
-        ("deadline_ms", spec.deadline_ms, 1),
-        ("rerun_after_ms", spec.rerun_after_ms, 0),
-    ];
-    for (field, value, least) in times {
-        if let Some(value) = value
-            && !(least..=MAX_TASK_MS).contains(&value)
-        {
-            return invalid(format!("{field} is {value}, must be {least} to {MAX_TASK_MS}"));
-        }
-    }
-    let never = [ErrorCode::Cancelled, ErrorCode::Deadline, ErrorCode::AttemptsExhausted];
-    if let Some(code) = spec.retry_on.iter().find(|code| never.contains(code)) {
-        return invalid(format!("retry_on names {}, after which nothing can be tried again", code.as_str()));
-    }
-    spec.resources.map_or(Ok(()), check_resources)
-}
-
-fn check_resources(resources: Resources) -> Result<(), Problem> {
-    let cores = resources.cores;
-    // Not a number is in no range, so this refuses it too.
-    if !(f64::MIN_POSITIVE..=MAX_CORES).contains(&cores) {
-        return Err(Problem::invalid(format!(
-            "resources.cores is {cores}, must be above 0 and at most {MAX_CORES}"
-        )));
-    }
-    if resources.memory_bytes > MAX_TASK_MEMORY {
-        return Err(Problem::invalid(format!("resources.memory_bytes must be at most {MAX_TASK_MEMORY}")));
-    }
-    Ok(())
+    let resources = || spec.resources.and_then(|resources| resources.first_fault());
+    let fault = attempts_fault(spec.max_attempts)
+        .or_else(|| time_fault("timeout_ms", spec.timeout_ms, 1))
+        .or_else(|| time_fault("deadline_ms", spec.deadline_ms, 1))
+        .or_else(|| time_fault("rerun_after_ms", spec.rerun_after_ms, 0))
+        .or_else(|| retry_fault(&spec.retry_on))
+        .or_else(|| resources().map(|fault| format!("resources.{fault}")));
+    fault.map_or(Ok(()), |fault| Err(Problem::invalid(fault)))
 }
 
 /// Checks an idempotency key: 1 … 256 bytes.

@@ -242,6 +242,12 @@ async fn registrations_that_make_no_sense_are_refused() {
         ("boot_id", json!("x")),
         ("kinds", json!([{"name": "own", "schema": {"type": "nonsense"}}])),
         ("kinds", json!([{"name": "a b"}])),
+        ("kinds", json!([{"name": "own", "resources": {"cores": 0}}])),
+        ("kinds", json!([{"name": "own", "resources": {"memory_bytes": -1}}])),
+        ("kinds", json!([{"name": "own", "timeout_ms": 0}])),
+        ("kinds", json!([{"name": "own", "max_attempts": 101}])),
+        ("kinds", json!([{"name": "own", "retry_on": ["deadline"]}])),
+        ("kinds", json!([{"name": "own", "max_result_bytes": 2_000_000}])),
         ("surplus", json!(1)),
     ] {
         let mut body = good.clone();
@@ -274,7 +280,7 @@ async fn a_schema_whose_check_could_go_on_for_ever_is_refused_at_the_door() {
     let pool = json!({"desired": 1, "template": {"kinds": text}}).to_string();
     master.call("PUT", "/v1/pools/default", &pool).await.problem(422, "invalid");
     let kind = |number| json!({"name": format!("own-{number}"), "description": "", "schema": null});
-    body["kinds"] = (0..65).map(kind).collect();
+    body["kinds"] = (0..257).map(kind).collect();
     master.call("POST", "/v1/nodes", &body.to_string()).await.problem(422, "invalid");
     body["kinds"] = json!([]);
     body["allotted_cores"] = json!(5e-324);

@@ -59,6 +59,7 @@ async fn what_no_pool_can_be_is_422() {
         r#"{"desired":1,"template":{"colour":"red"}}"#,
         r#"{"desired":1,"template":{"env":{"EVENKEEL_TOKEN":"x"}}}"#,
         r#"{"desired":1,"template":{"kinds":"nonsense"}}"#,
+        r#"{"desired":1,"template":{"kinds":"[[kind]]\nname = \"a\"\ncommand = [\"b\"]\ntimeout = 5"}}"#,
         r#"{"desired":1,"template":{"mounts":[{"source":"a","target":"/b"}]}}"#,
         r#"{"desired":1,"template":{"mounts":[{"source":"/a/../etc","target":"/b"}]}}"#,
     ] {
@@ -116,13 +117,30 @@ async fn a_kind_of_a_template_is_known_before_any_node_has_it_also_after_a_resta
     let master = Master::start(dir.path()).await;
     let own = r#"{"kind":"own","input":{"size":1}}"#;
     master.call("POST", "/v1/tasks", own).await.problem(422, "unknown-kind");
-    let kinds = "[[kind]]\nname = \"own\"\ncommand = [\"x\"]\nschema = { type = \"object\", required = [\"size\"] }\n";
-    let spec = json!({"desired": 0, "template": {"kinds": kinds}}).to_string();
-    assert_eq!(put(&master, None, &spec).await.status, 201);
-    assert_eq!(master.call("POST", "/v1/tasks", own).await.status, 202);
+    let kinds = "[[kind]]\nname = \"own\"\ncommand = [\"x\"]\ncores = 2.0\ntimeout_ms = 5000\nmax_attempts = 7\nretry_on = [\"timeout\"]\nschema = { type = \"object\", required = [\"size\"] }\n";
+    let spec = json!({"desired": 0, "template": {"kinds": kinds, "cpus": 4.0, "memory_bytes": 1_u64 << 30}});
+    assert_eq!(put(&master, None, &spec.to_string()).await.status, 201);
+    let asked = async |master: &Master| {
+        let task = master.submit("", own).await;
+        assert_eq!(task["resources"], json!({"cores": 2.0, "memory_bytes": 0}), "{task}");
+        assert_eq!(task["max_attempts"], 7, "{task}");
+        let larger = r#"{"kind":"own","input":{"size":1},"resources":{"cores":5}}"#;
+        let detail = master.call("POST", "/v1/tasks", larger).await.problem(422, "never-fits");
+        assert!(detail.contains("4 cores"), "{detail}");
+        let shown = master.call("GET", "/v1/kinds", "").await.json();
+        let shown =
+            shown["items"].as_array().unwrap().iter().find(|kind| kind["name"] == "own").unwrap().clone();
+        assert_eq!(shown["resources"], json!({"cores": 2.0}), "{shown}");
+        assert_eq!(
+            (&shown["timeout_ms"], &shown["retry_on"]),
+            (&json!(5_000), &json!(["timeout"])),
+            "{shown}"
+        );
+    };
+    asked(&master).await;
     master.call("POST", "/v1/tasks", r#"{"kind":"own","input":{}}"#).await.problem(422, "invalid");
     master.stop().await;
     let master = Master::start(dir.path()).await;
-    assert_eq!(master.call("POST", "/v1/tasks", own).await.status, 202);
+    asked(&master).await;
     master.stop().await;
 }

@@ -81,7 +81,11 @@ impl Claim {
             match answer {
                 Ok(Ok(())) => return Ok(true),
                 Ok(Err(error)) if error.status() == Some(409) => {
-                    let since = *held_since.get_or_insert_with(Instant::now);
+                    let since = *held_since.get_or_insert_with(|| {
+                        let seconds = WAIT_FOR_CLAIM.as_secs();
+                        tracing::warn!(%error, "waiting at most {seconds} s for the other manager to be forgotten");
+                        Instant::now()
+                    });
                     if since.elapsed() >= WAIT_FOR_CLAIM {
                         return Err(Error::Held { pool: self.hello.pool.clone(), reason: error.to_string() });
                     }

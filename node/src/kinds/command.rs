@@ -6,6 +6,7 @@
 
 use super::{
     Failure,
+    blame::Blame,
     capture::{Capture, text_from_cut},
     child::{self, Exit, Leader},
     launch::Program,
@@ -56,7 +57,7 @@ const EXIT_CHILD_KILLED: i32 = 128 + 9;
 pub struct Commands {
     /// Where private work directories are made.
     work_root: PathBuf,
-    oom: OomCounter,
+    blame: Blame,
     tasks: Tasks,
 }
 
@@ -118,8 +119,13 @@ pub type Ended = (Result<String, Failure>, Duration);
 impl Commands {
     /// Commands whose work directories are made below `work_root`, and which are told to `tasks`.
     #[must_use]
-    pub const fn new(work_root: PathBuf, oom: OomCounter, tasks: Tasks) -> Self {
-        Self { work_root, oom, tasks }
+    pub fn new(work_root: PathBuf, oom: OomCounter, tasks: Tasks) -> Self {
+        Self { work_root, blame: Blame::new(oom), tasks }
+    }
+
+    /// Looks whether the kernel killed something; to be done every now and then while programs run.
+    pub fn look_for_kills(&self) {
+        self.blame.look();
     }
 
     /// The kind `run`. The result is `{"exit_code","stdout","truncated"}`, also of a program that failed.
@@ -150,17 +156,19 @@ impl Commands {
         cancel: &Cancel,
         progress: &Progress,
     ) -> Ended {
+        let most_bytes = kind.info.max_result_bytes.unwrap_or(MAX_RESULT_BYTES);
         let command = Command {
             argv: kind.command.iter().map(String::as_str).collect(),
             env: &kind.env,
             stdin: input.get().as_bytes(),
-            stdout: Capture::beginning(MAX_RESULT_BYTES + 1),
+            stdout: Capture::beginning(most_bytes + 1),
         };
         match self.execute(task, command, cancel, progress) {
-            Ok(finished) => (own_outcome(&finished), finished.cpu),
+            Ok(finished) => (own_outcome(&finished, most_bytes), finished.cpu),
             Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
             Err(NotStarted::Program(error)) => {
-                let message = format!("cannot start {:?} of kind {}: {error}", kind.command[0], kind.name);
+                let message =
+                    format!("cannot start {:?} of kind {}: {error}", kind.command[0], kind.info.name);
                 (Err(Failure::task_error(message)), Duration::ZERO)
             }
         }
@@ -176,7 +184,8 @@ impl Commands {
         let directory =
             WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
         let program = program(task, &command, &directory.path).map_err(NotStarted::Program)?;
-        let kills_before = self.oom.kills();
+        self.blame.look();
+        let started = Instant::now();
         let mut pipes = Pipes::new(command.stdin, command.stdout, Capture::end(STDERR_BYTES));
         let leader = start(&program, &mut pipes, cancel)?;
         progress.set(leader.pid);
@@ -201,7 +210,7 @@ impl Commands {
         Ok(Finished {
             exit,
             stop,
-            out_of_memory: stop.is_none() && killed && self.oom.kills() > kills_before,
+            out_of_memory: stop.is_none() && killed && self.blame.of_killed(started),
             stdout: pipes.kept_stdout.into_bytes(),
             stderr: text_from_cut(&stderr, cut).trim().to_owned(),
             cpu: exit.map_or(Duration::ZERO, |exit| exit.cpu) + stray_cpu,
@@ -332,7 +341,7 @@ fn run_outcome(finished: &Finished) -> Result<String, Failure> {
     }
 }
 
-fn own_outcome(finished: &Finished) -> Result<String, Failure> {
+fn own_outcome(finished: &Finished, most_bytes: usize) -> Result<String, Failure> {
     if let Some(stop) = finished.stop {
         return Err(stop.into());
     }
@@ -340,8 +349,8 @@ fn own_outcome(finished: &Finished) -> Result<String, Failure> {
         return Err(Failure::Failed { error, result: None });
     }
     let (bytes, truncated) = &finished.stdout;
-    if *truncated || bytes.len() > MAX_RESULT_BYTES {
-        return Err(super::too_large(bytes.len()));
+    if *truncated || bytes.len() > most_bytes {
+        return Err(super::too_large(bytes.len(), most_bytes));
     }
     let text = String::from_utf8_lossy(bytes);
     let trimmed = text.trim();

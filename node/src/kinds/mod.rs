@@ -6,6 +6,7 @@
 //!
 //! All inputs are checked by the functions of `protocol::kinds`, with which the master checked them.
 
+mod blame;
 pub mod burn;
 mod capture;
 mod child;
@@ -24,7 +25,7 @@ pub use work_directory::tidy_between_commands;
 use crate::cancel::{Cancel, Stop};
 use protocol::{
     kinds::InputError,
-    task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
+    task::{ErrorCode, TaskError},
 };
 use serde_json::value::RawValue;
 
@@ -68,10 +69,9 @@ impl Failure {
 }
 
 /// A result of `bytes` bytes or more is over the bound.
-pub(crate) fn too_large(bytes: usize) -> Failure {
-    let message = format!(
-        "the result has {bytes} bytes or more, at most {MAX_RESULT_BYTES} are kept: store it elsewhere"
-    );
+pub(crate) fn too_large(bytes: usize, most_bytes: usize) -> Failure {
+    let message =
+        format!("the result has {bytes} bytes or more, at most {most_bytes} are kept: store it elsewhere");
     Failure::new(ErrorCode::ResultTooLarge, message)
 }
 

@@ -1,13 +1,14 @@
 //! The state, and the one function that changes it.
 //!
 //! Parts: [`submit`] accepts tasks and attaches callers, [`commit`] keeps the order of write and answer,
-//! [`runs`] follows a task's runs and [`end`] ends it, [`nodes`] and [`channel`] follow nodes, [`dispatch`] brings the two
-//! together, [`read`] shows all of it.
+//! [`runs`] follows a task's runs and [`end`] ends it, [`nodes`] and [`channel`] follow nodes, [`kinds`] knows what they
+//! can do, [`dispatch`] brings the two together, [`read`] shows all of it.
 
 mod channel;
 mod commit;
 mod dispatch;
 mod end;
+mod kinds;
 mod nodes;
 mod read;
 mod runs;
@@ -29,9 +30,10 @@ use crate::{
     record::Recovered,
     task::{Attempt, Life},
 };
-use protocol::{NodeId, RunId, TaskId, node::KindInfo, task::TaskState};
+use kinds::{Kinds, Sizes};
+use protocol::{NodeId, RunId, TaskId, task::TaskState};
 use rand::{SeedableRng, rngs::SmallRng};
-use state::{Counts, Entry, Kinds, Live, Shape, Store, Stored};
+use state::{Counts, Entry, Live, Store, Stored};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -91,7 +93,7 @@ pub struct Core {
     names: BTreeMap<String, NodeId>,
     sessions: BTreeMap<[u8; 32], NodeId>,
     index: Index,
-    shapes: Vec<Shape>,
+    sizes: Sizes,
     kinds: Kinds,
     estimates: Estimates,
 
@@ -134,7 +136,7 @@ impl Core {
             names: BTreeMap::new(),
             sessions: BTreeMap::new(),
             index: Index::default(),
-            shapes: Vec::new(),
+            sizes: Sizes::default(),
             kinds: Kinds::new(),
             estimates: Estimates::default(),
             store: Store::default(),
@@ -153,7 +155,10 @@ impl Core {
     fn recover(&mut self, now: Now, recovered: Recovered) {
         self.alive = recovered.nodes.len();
         let interval_ms = self.report_interval_ms();
-        for record in recovered.nodes {
+        let mut nodes = recovered.nodes;
+        // The newest word on a kind counts.
+        nodes.sort_by_key(|record| record.registered_at);
+        for record in nodes {
             let kinds = self.register_kinds(&record.registration, now.mono_us);
             self.names.insert(record.registration.name.clone(), record.id);
             self.sessions.insert(record.session_hash, record.id);
@@ -225,7 +230,7 @@ impl Core {
             Event::Drain { node, deadline_ms } => self.drain(now, node, deadline_ms, out),
             Event::Resume { node } => self.resume(now, node, out),
             Event::Remove { node } => self.remove(now, node, out),
-            Event::KindsKnown { kinds } => self.kinds.set_templates(kinds),
+            Event::TemplatesKnown { templates } => self.templates_known(now, &templates),
             Event::Written { through } => self.written(now, through, out),
             Event::WriteFailed { through, why } => self.write_failed(now, through, &why, out),
             Event::Tick => {}

@@ -1,8 +1,7 @@
 //! Nodes come, report, fall silent, return and leave.
 
-use super::state::{KNOWN_US, Shape};
-use super::submit::{refuse, shape_of};
-use super::{Core, Effect, KindId, KindInfo, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskId, Timer};
+use super::submit::refuse;
+use super::{Core, Effect, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskId, Timer};
 use crate::{
     effect::{Answer, Change, Order},
     event::RunEnded,
@@ -17,32 +16,10 @@ use protocol::{
 };
 use std::sync::Arc;
 
-/// Most shapes of nodes that are remembered.
-const MOST_SHAPES: usize = 1_024;
 /// Exit code of a process that was killed.
 const KILLED: i64 = 137;
 
 impl Core {
-    /// The kinds and the shape of a node become known for 7 days.
-    pub(super) fn register_kinds(&mut self, registration: &NodeRegistration, now_us: u64) -> Arc<[KindId]> {
-        let (slots, memory_bytes) = shape_of(registration.allotted_cores, registration.memory_bytes);
-        self.shapes.retain(|shape| {
-            now_us < shape.until_us && (shape.slots, shape.memory_bytes) != (slots, memory_bytes)
-        });
-        if self.shapes.len() >= MOST_SHAPES {
-            self.shapes.remove(0);
-        }
-        self.shapes.push(Shape { slots, memory_bytes, until_us: now_us + KNOWN_US });
-        let name = |kind: &KindInfo| self.kinds.id(&kind.name);
-        let mut ids: Vec<_> = registration.kinds.iter().map(name).collect();
-        for kind in &registration.kinds {
-            self.kinds.registered(kind, now_us);
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        ids.into()
-    }
-
     /// ē of the middle node: what a new one is expected to lose (rule 6).
     fn median_loss(&self) -> f64 {
         let here = self.nodes.values().filter(|node| node.gone_us.is_none() && node.cpu.is_some());
@@ -370,7 +347,7 @@ impl Core {
     pub(super) fn proven(&mut self, id: NodeId, run: RunId) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.gone_us.is_none() && node.ledger.get(run).is_some() {
-            node.health.proven();
+            node.proven_by(run);
             self.touched.insert(id);
         }
     }
@@ -378,8 +355,7 @@ impl Core {
 
 /// The run that takes most memory on a node, as last reported, else by what it asked for.
 fn largest(node: &Node) -> Option<(RunId, TaskId)> {
-    let rss = |task| node.running.iter().find(|running| running.task == task).map_or(0, |r| r.rss_bytes);
     let wanted = node.ledger.iter().filter(|(_, entry)| !entry.cancelling);
-    let largest = wanted.max_by_key(|(_, entry)| (rss(entry.task), entry.memory_bytes));
+    let largest = wanted.max_by_key(|(_, entry)| (node.rss_bytes(entry.task), entry.memory_bytes));
     largest.map(|(run, entry)| (run, entry.task))
 }

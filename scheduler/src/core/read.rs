@@ -272,7 +272,7 @@ impl Core {
             .collect();
         let fit: Vec<_> = of_kind.iter().filter(|node| node.could_take(class)).collect();
         let ready: Vec<_> = fit.iter().filter(|node| node.status == NodeStatus::Ready).collect();
-        let slots: Vec<_> = ready.iter().filter(|node| class.slots() <= node.slots_free(now_us)).collect();
+        let slots: Vec<_> = ready.iter().filter(|node| node.has_slots(class, now_us)).collect();
         let reason = if of_kind.is_empty() {
             "no_node_for_kind"
         } else if fit.is_empty() {
@@ -290,7 +290,7 @@ impl Core {
             |node: &Node| Seen::look(node, class, &estimate, node.can_take(class, length_s, now_us), now_us);
         let verdict = |node: &Node| match node.status {
             NodeStatus::Ready if node.can_take(class, length_s, now_us) => "slower",
-            NodeStatus::Ready if class.slots() > node.slots_free(now_us) => "busy",
+            NodeStatus::Ready if !node.has_slots(class, now_us) => "busy",
             NodeStatus::Ready => "not_enough_memory",
             status => status.as_str(),
         };

@@ -73,7 +73,7 @@ impl Core {
                 self.learn(id, node, run, run_ms, cpu_ms);
                 if let Some(state) = self.nodes.get_mut(&node) {
                     state.completed += 1;
-                    state.health.proven();
+                    state.proven_by(run);
                 }
                 self.end(now, id, End { state: TaskState::Succeeded, result, error: None, ran }, out);
             }
@@ -82,7 +82,7 @@ impl Core {
                 if let Some(state) = self.nodes.get_mut(&node) {
                     state.failed += 1;
                     if !own_fault {
-                        state.health.proven();
+                        state.proven_by(run);
                     }
                 }
                 if own_fault {
@@ -148,8 +148,7 @@ impl Core {
     /// After `out_of_memory` a task goes only where more memory is free. Says whether there is such a node.
     fn ask_more_memory(&mut self, id: TaskId, node: NodeId, run: RunId) -> bool {
         let Some(state) = self.nodes.get(&node) else { return true };
-        let own = state.ledger.get(run).map_or(0, |entry| entry.memory_bytes);
-        let free_bytes = state.memory_free() + own + 1;
+        let free_bytes = state.memory_free(Some(run)) + 1;
         let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return true };
         let class = crate::queue::Class { free_bytes, ..live.class };
         if !self.nodes.values().any(|other| other.gone_us.is_none() && other.could_take(class)) {

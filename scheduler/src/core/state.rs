@@ -1,4 +1,4 @@
-//! What the core remembers of a task, a kind and the store.
+//! What the core remembers of a task and the store.
 
 use super::submit::bytes_of;
 use crate::{
@@ -6,22 +6,15 @@ use crate::{
     estimate::{Estimate, Size},
     event::{ClientId, ReplyId},
     explain::Decision,
-    queue::{Class, Item, KindId},
+    queue::{Class, Item},
     record::{Op, TaskRecord},
     task::Life,
 };
 use protocol::{
     NodeId, RunId,
-    node::KindInfo,
     task::{Resources, Task, TaskState},
 };
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
-
-/// How long a kind or a shape of node stays known after the last registration, in microseconds: 7 days.
-pub(super) const KNOWN_US: u64 = 7 * 24 * 3_600 * 1_000_000;
+use std::{collections::VecDeque, sync::Arc};
 
 /// What a change takes until it is durable, beside a task's input and result, in bytes.
 const OP_BYTES: u64 = 512;
@@ -100,14 +93,6 @@ pub(super) enum Entry {
     Ended(Box<Ended>),
 }
 
-/// Slots and memory for tasks of a node that was here in the last 7 days.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub(super) slots: u32,
-    pub(super) memory_bytes: u64,
-    pub(super) until_us: u64,
-}
-
 /// Since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -150,87 +135,5 @@ impl Store {
     /// A change is durable, or not wanted any more.
     pub(super) fn done(&mut self, op: &Op) {
         self.unwritten_bytes = self.unwritten_bytes.saturating_sub(Self::bytes_of(op));
-    }
-}
-
-/// The kinds that are known.
-pub(super) struct Kinds {
-    ids: BTreeMap<Arc<str>, KindId>,
-    names: Vec<Arc<str>>,
-    built_in: BTreeMap<String, KindInfo>,
-    templates: BTreeMap<String, KindInfo>,
-    registered: BTreeMap<String, (KindInfo, u64)>,
-}
-
-impl Kinds {
-    pub(super) fn new() -> Self {
-        let built_in =
-            protocol::kinds::built_in().into_iter().map(|kind| (kind.name.clone(), kind)).collect();
-        Self {
-            ids: BTreeMap::new(),
-            names: Vec::new(),
-            built_in,
-            templates: BTreeMap::new(),
-            registered: BTreeMap::new(),
-        }
-    }
-
-    pub(super) fn set_templates(&mut self, kinds: Vec<KindInfo>) {
-        self.templates = kinds.into_iter().map(|kind| (kind.name.clone(), kind)).collect();
-    }
-
-    pub(super) fn id(&mut self, name: &str) -> KindId {
-        if let Some(id) = self.ids.get(name) {
-            return *id;
-        }
-        // Names that nodes and templates bring; far fewer than 2³².
-        let id = KindId(self.names.len() as u32);
-        let name: Arc<str> = name.into();
-        self.names.push(Arc::clone(&name));
-        self.ids.insert(name, id);
-        id
-    }
-
-    /// How many names there would be with those of these kinds.
-    pub(super) fn count_with(&self, kinds: &[KindInfo]) -> usize {
-        let fresh: BTreeSet<_> = kinds.iter().map(|kind| kind.name.as_str()).collect();
-        self.names.len() + fresh.iter().filter(|name| !self.ids.contains_key(**name)).count()
-    }
-
-    pub(super) fn name(&self, id: KindId) -> Arc<str> {
-        self.names.get(id.0 as usize).cloned().unwrap_or_else(|| "".into())
-    }
-
-    pub(super) fn registered(&mut self, kind: &KindInfo, now_us: u64) {
-        self.registered.insert(kind.name.clone(), (kind.clone(), now_us + KNOWN_US));
-        self.registered.retain(|_, (_, until_us)| now_us < *until_us);
-    }
-
-    pub(super) fn is_known(&self, name: &str, now_us: u64) -> bool {
-        self.built_in.contains_key(name)
-            || self.templates.contains_key(name)
-            || self.registered.get(name).is_some_and(|(_, until_us)| now_us < *until_us)
-    }
-
-    pub(super) fn all(&self, now_us: u64) -> Vec<KindInfo> {
-        let registered = self
-            .registered
-            .iter()
-            .filter(|(_, (_, until_us))| now_us < *until_us)
-            .map(|(name, (kind, _))| (name, kind));
-        // What nodes really have says more than a template, and our own words more than a node's.
-        let mut all: BTreeMap<_, _> = self.templates.iter().chain(registered).collect();
-        all.extend(&self.built_in);
-        all.into_values().cloned().collect()
-    }
-
-    /// The known name that is nearest to this one, if any is near.
-    pub(super) fn nearest(&self, name: &str, now_us: u64) -> Option<String> {
-        let likeness = |known: &KindInfo| strsim::jaro_winkler(name, &known.name);
-        self.all(now_us)
-            .into_iter()
-            .filter(|known| likeness(known) > 0.7)
-            .max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
-            .map(|known| known.name)
     }
 }

@@ -1,7 +1,7 @@
 //! Accepting tasks, and the callers that wait for them.
 
 use super::state::{Ended, Entry, Live, Stored, Want};
-use super::{Core, Effect, KindId, Now, Refusal, TaskId, TaskState, Timer, node, size_of};
+use super::{Core, Effect, KindId, Now, Refusal, TaskId, TaskState, Timer, size_of};
 use crate::{
     effect::Answer,
     estimate::Estimate,
@@ -11,7 +11,7 @@ use crate::{
     record::{Op, TaskRecord},
     task::{Life, Phase},
 };
-use protocol::task::{Durability, TaskSpec};
+use protocol::task::{Durability, Resources, TaskSpec};
 use std::{cmp::Reverse, sync::Arc};
 
 /// How long a `memory` task lives before it is stored, in microseconds.
@@ -28,13 +28,17 @@ pub(super) fn bytes_of(spec: &TaskSpec) -> u64 {
 
 impl Core {
     pub(super) fn submit(&mut self, now: Now, submission: Submission, out: &mut Vec<Effect>) {
-        let Submission { id, spec, durability, client, key, reply, wait } = submission;
+        let Submission { id, mut spec, durability, client, key, reply, wait } = submission;
         if let Some((key, body)) = &key {
             match self.keys.seen(client, key, body) {
                 Seen::New => {}
                 Seen::Same(task) => return self.attach(now, task, reply, wait, out),
                 Seen::OtherBody => return refuse(reply, Refusal::KeyReused, out),
             }
+        }
+        // Before it is stored, so that the task stays as it was accepted whatever is said of its kind later.
+        if let Some(kind) = self.kinds.get(&spec.kind, now.mono_us) {
+            spec.fill_from(kind);
         }
         if let Err(refusal) = self.admit(&spec, now.mono_us) {
             return refuse(reply, refusal, out);
@@ -86,7 +90,7 @@ impl Core {
     }
 
     fn admit(&self, spec: &TaskSpec, now_us: u64) -> Result<(), Refusal> {
-        if !self.kinds.is_known(&spec.kind, now_us) {
+        if self.kinds.get(&spec.kind, now_us).is_none() {
             let near = self.kinds.nearest(&spec.kind, now_us);
             return Err(Refusal::UnknownKind { kind: spec.kind.clone(), near });
         }
@@ -107,26 +111,6 @@ impl Core {
         Ok(())
     }
 
-    /// Refuses what no node of the last 7 days could ever run; with none known the task waits.
-    fn could_ever_fit(&self, spec: &TaskSpec, now_us: u64) -> Result<(), Refusal> {
-        let class = class_of(spec, KindId(0));
-        let shapes = || self.shapes.iter().filter(|shape| now_us < shape.until_us);
-        let fits = |slots: u32, memory: u64| class.slots() <= slots && class.memory_bytes <= memory;
-        if shapes().next().is_none() || shapes().any(|shape| fits(shape.slots, shape.memory_bytes)) {
-            return Ok(());
-        }
-        let slots = shapes().map(|shape| shape.slots).max().unwrap_or(0);
-        let memory = shapes().map(|shape| shape.memory_bytes).max().unwrap_or(0);
-        Err(Refusal::NeverFits {
-            why: format!(
-                "it asks for {} cores and {} bytes of memory, more than any node has: the largest take {slots} \
-                 cores and {memory} bytes; ask for less or add a larger node",
-                class.cores(),
-                class.memory_bytes,
-            ),
-        })
-    }
-
     pub(super) fn make_live(
         &mut self,
         record: Arc<TaskRecord>,
@@ -139,11 +123,12 @@ impl Core {
             let after = i64::try_from(deadline_ms.saturating_mul(1_000)).unwrap_or(i64::MAX / 2);
             u64::try_from(arrival_us.saturating_add(after)).unwrap_or(0)
         });
-        let size = size_of(&record.spec.kind, record.spec.input.as_deref());
+        let class = class_of(&record.spec, kind_id);
+        let size = size_of(&record.spec.kind, record.spec.input.as_deref(), class.slots());
         Live {
             kind: self.kinds.name(kind_id),
-            resources: record.spec.resources.unwrap_or_default(),
-            class: class_of(&record.spec, kind_id),
+            resources: record.spec.resources.unwrap_or_default().into(),
+            class,
             size,
             estimate: Estimate { cpu_s: 0.0, off_cpu_s: 0.0, sigma: f64::INFINITY },
             item: None,
@@ -376,8 +361,8 @@ impl Core {
     }
 }
 
-fn class_of(spec: &TaskSpec, kind: KindId) -> Class {
-    let resources = spec.resources.unwrap_or_default();
+pub(super) fn class_of(spec: &TaskSpec, kind: KindId) -> Class {
+    let resources = Resources::from(spec.resources.unwrap_or_default());
     Class {
         priority: Reverse(spec.priority),
         kind,
@@ -390,9 +375,4 @@ fn class_of(spec: &TaskSpec, kind: KindId) -> Class {
 
 pub(super) fn refuse(reply: ReplyId, refusal: Refusal, out: &mut Vec<Effect>) {
     out.push(Effect::Answer { reply, answer: Answer::Refused(refusal), last: true });
-}
-
-/// Memory for tasks and slots of a node, as [`Core::could_ever_fit`] compares them.
-pub(super) fn shape_of(allotted_cores: f64, memory_bytes: u64) -> (u32, u64) {
-    (protocol::node::slots_of(allotted_cores), node::memory_for_tasks(memory_bytes))
 }

@@ -5,8 +5,8 @@
 
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
-    node::{CpuSample, CpuSource, KindInfo, MemorySample, NodeRegistration, NodeStatus, Report},
-    task::{Durability, ErrorCode, Resources, Task, TaskError, TaskSpec, TaskState},
+    node::{CpuSample, CpuSource, KindInfo, MemorySample, NodeRegistration, NodeStatus, Report, RunningTask},
+    task::{Durability, ErrorCode, ResourceRequest, Task, TaskError, TaskSpec, TaskState},
     work::{Outcome, RunRef},
 };
 use scheduler::{
@@ -28,7 +28,7 @@ pub fn boot(number: u128) -> BootId {
 }
 
 pub fn kind(name: &str) -> KindInfo {
-    KindInfo { name: name.to_owned(), description: String::new(), schema: None }
+    KindInfo { name: name.to_owned(), ..KindInfo::default() }
 }
 
 pub fn registration(number: u128, cores: f64) -> NodeRegistration {
@@ -221,6 +221,11 @@ impl World {
     }
 
     pub fn report(&mut self, id: NodeId, cpu: CpuSample) {
+        self.report_memory(id, cpu, 256 << 20, Vec::new());
+    }
+
+    /// A report with this limit of memory, and what is running.
+    pub fn report_memory(&mut self, id: NodeId, cpu: CpuSample, limit_bytes: u64, running: Vec<RunningTask>) {
         let seq = self.reports.entry(id).or_default();
         *seq += 1;
         let report = Report {
@@ -229,8 +234,8 @@ impl World {
             ip: [10, 0, 0, 1].into(),
             status: NodeStatus::Ready,
             cpu,
-            memory: MemorySample { used_bytes: 0, limit_bytes: 1 },
-            running: Vec::new(),
+            memory: MemorySample { used_bytes: 0, limit_bytes },
+            running,
         };
         self.event(Event::Report { node: id, report: Box::new(report) });
     }
@@ -361,7 +366,7 @@ impl World {
 }
 
 pub fn with_memory(mut spec: TaskSpec, memory_bytes: u64) -> TaskSpec {
-    spec.resources = Some(Resources { cores: 1.0, memory_bytes });
+    spec.resources = Some(ResourceRequest { cores: None, memory_bytes: Some(memory_bytes) });
     spec
 }
 

@@ -7,61 +7,59 @@
 //! command = ["/usr/bin/convert"]         # the program, looked for in PATH
 //! args = ["-", "-resize", "64x64", "-"]  # added to it
 //! schema = { type = "object" }           # JSON Schema of the input; a string holds JSON text
+//! env = { LANG = "C.UTF-8" }             # added to its otherwise empty environment
+//! max_result_bytes = 65536               # longer output fails the task
+//! # What a task of this kind has unless it says otherwise:
 //! cores = 1.0                            # threads that it keeps busy
 //! memory_bytes = 67108864                # memory set aside for it
-//! timeout_ms = 60000                     # bound of one attempt, beside the task's own
-//! env = { LANG = "C.UTF-8" }             # added to its otherwise empty environment
+//! timeout_ms = 60000                     # bound of one attempt
+//! max_attempts = 3
+//! retry_on = ["timeout", "task_error"]   # tried again after these too
 //! ```
 
-use protocol::{
+use crate::{
     kinds::{built_in, run_kind},
-    node::{KindInfo, MAX_CORES},
+    node::KindInfo,
+    task::{ErrorCode, ResourceRequest},
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most kinds of a file.
-pub const MAX_KINDS: usize = 256;
+pub const MAX_KINDS: usize = 64;
 /// Longest name of a kind, in characters.
 pub const MAX_NAME_CHARS: usize = 64;
+/// Longest description, in characters.
+pub const MAX_DESCRIPTION_CHARS: usize = 1_024;
 /// Most bytes of a file.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 
 const FILE_KEYS: &[&str] = &["kind"];
-const KIND_KEYS: &[&str] =
-    &["name", "description", "command", "args", "schema", "cores", "memory_bytes", "timeout_ms", "env"];
+const KIND_KEYS: &[&str] = &[
+    "name",
+    "description",
+    "command",
+    "args",
+    "schema",
+    "env",
+    "max_result_bytes",
+    "cores",
+    "memory_bytes",
+    "timeout_ms",
+    "max_attempts",
+    "retry_on",
+];
 
 /// A kind of a `kinds.toml`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnKind {
-    /// Its name: 1 … [`MAX_NAME_CHARS`] of `[A-Za-z0-9._-]`, none of a built-in kind.
-    pub name: String,
-    /// For people.
-    pub description: String,
+    /// What everybody is told of it. Its name is 1 … [`MAX_NAME_CHARS`] of `[A-Za-z0-9._-]`, none of a
+    /// built-in kind.
+    pub info: KindInfo,
     /// Program and arguments; at least the program.
     pub command: Vec<String>,
-    /// JSON Schema of the input; anything is taken if absent.
-    pub schema: Option<serde_json::Value>,
-    /// Threads that it keeps busy, 0 < cores ≤ 4,096; 1.0 unless the task says otherwise.
-    pub cores: Option<f64>,
-    /// Memory set aside for it.
-    pub memory_bytes: Option<u64>,
-    /// Bound of one attempt's running time; the task's own counts too.
-    pub timeout_ms: Option<u64>,
     /// Added to its otherwise empty environment.
     pub env: BTreeMap<String, String>,
-}
-
-impl OwnKind {
-    /// As a node registers it.
-    #[must_use]
-    pub fn info(&self) -> KindInfo {
-        KindInfo {
-            name: self.name.clone(),
-            description: self.description.clone(),
-            schema: self.schema.clone(),
-        }
-    }
 }
 
 /// What is wrong with a `kinds.toml`.
@@ -99,11 +97,15 @@ struct RawKind {
     #[serde(default)]
     args: Vec<String>,
     schema: Option<toml::Value>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    max_result_bytes: Option<usize>,
     cores: Option<f64>,
     memory_bytes: Option<u64>,
     timeout_ms: Option<u64>,
+    max_attempts: Option<u32>,
     #[serde(default)]
-    env: BTreeMap<String, String>,
+    retry_on: Vec<ErrorCode>,
 }
 
 /// Reads the text of a `kinds.toml`.
@@ -129,8 +131,8 @@ pub fn parse(text: &str) -> Result<Vec<OwnKind>, Error> {
     let mut kinds = Vec::with_capacity(tables.len());
     for (at, table) in tables.iter().enumerate() {
         let kind = read_kind(at, table)?;
-        if !taken.insert(kind.name.clone()) {
-            return Err(value(&format!("kind {:?}", kind.name), "the name is taken; choose another"));
+        if !taken.insert(kind.info.name.clone()) {
+            return Err(value(&format!("kind {:?}", kind.info.name), "the name is taken; choose another"));
         }
         kinds.push(kind);
     }
@@ -145,9 +147,9 @@ fn read_kind(at: usize, table: &toml::Value) -> Result<OwnKind, Error> {
     }
     let raw: RawKind =
         table.clone().try_into().map_err(|error: toml::de::Error| value(&place, error.message()))?;
-    let RawKind { name, description, mut command, args, schema, cores, memory_bytes, timeout_ms, env } = raw;
-    let name_is_good = (1..=MAX_NAME_CHARS).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let RawKind { mut command, args, env, .. } = raw;
+    let name_is_good = (1..=MAX_NAME_CHARS).contains(&raw.name.len())
+        && raw.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if !name_is_good {
         return Err(value(&place, format!("a name is 1 to {MAX_NAME_CHARS} of A-Z a-z 0-9 . _ -")));
     }
@@ -155,11 +157,8 @@ fn read_kind(at: usize, table: &toml::Value) -> Result<OwnKind, Error> {
     if command.first().is_none_or(String::is_empty) || command.iter().any(|part| part.contains('\0')) {
         return Err(value(&place, r#"command must name a program, as in command = ["/bin/prog", "arg"]"#));
     }
-    if cores.is_some_and(|cores| !(cores > 0.0 && cores <= MAX_CORES)) {
-        return Err(value(&place, format!("cores must be above 0 and at most {MAX_CORES}")));
-    }
-    if timeout_ms == Some(0) {
-        return Err(value(&place, "timeout_ms must be at least 1; leave it out for no bound"));
+    if raw.description.chars().count() > MAX_DESCRIPTION_CHARS {
+        return Err(value(&place, format!("description has more than {MAX_DESCRIPTION_CHARS} characters")));
     }
     for (key, text) in &env {
         if key.is_empty() || key.contains(['=', '\0']) || text.contains('\0') {
@@ -169,8 +168,21 @@ fn read_kind(at: usize, table: &toml::Value) -> Result<OwnKind, Error> {
             return Err(value(&place, format!("env: {key:?}: names that begin with EVENKEEL_ are ours")));
         }
     }
-    let schema = schema.map(|schema| read_schema(&place, schema)).transpose()?;
-    Ok(OwnKind { name, description, command, schema, cores, memory_bytes, timeout_ms, env })
+    let asks = raw.cores.is_some() || raw.memory_bytes.is_some();
+    let info = KindInfo {
+        name: raw.name,
+        description: raw.description,
+        schema: raw.schema.map(|schema| read_schema(&place, schema)).transpose()?,
+        resources: asks.then_some(ResourceRequest { cores: raw.cores, memory_bytes: raw.memory_bytes }),
+        timeout_ms: raw.timeout_ms,
+        max_attempts: raw.max_attempts,
+        retry_on: raw.retry_on,
+        max_result_bytes: raw.max_result_bytes,
+    };
+    match info.first_fault() {
+        Some(fault) => Err(value(&place, fault)),
+        None => Ok(OwnKind { info, command, env }),
+    }
 }
 
 /// A schema is a table, or a string that holds JSON.
@@ -216,6 +228,9 @@ mod tests {
         cores = 0.5
         memory_bytes = 1_000
         timeout_ms = 5_000
+        max_attempts = 5
+        retry_on = ["timeout", "task_error"]
+        max_result_bytes = 4_096
         env = { LANG = "C" }
 
         [[kind]]
@@ -229,19 +244,16 @@ mod tests {
         let kinds = parse(GOOD).unwrap();
         assert_eq!(kinds.len(), 2);
         assert_eq!(kinds[0].command, ["/usr/bin/convert", "-", "-resize", "64x64"]);
-        assert_eq!(kinds[0].cores, Some(0.5));
-        assert_eq!(kinds[0].memory_bytes, Some(1_000));
-        assert_eq!(kinds[0].timeout_ms, Some(5_000));
         assert_eq!(kinds[0].env["LANG"], "C");
-        assert_eq!(kinds[0].info().schema.unwrap()["required"][0], "url");
-        assert_eq!(
-            kinds[1].info(),
-            KindInfo {
-                name: "count.words-2".into(),
-                description: String::new(),
-                schema: Some(serde_json::json!({"type": "string"})),
-            }
-        );
+        let info = &kinds[0].info;
+        let asks = ResourceRequest { cores: Some(0.5), memory_bytes: Some(1_000) };
+        assert_eq!((info.resources, info.timeout_ms), (Some(asks), Some(5_000)));
+        assert_eq!((info.max_attempts, info.max_result_bytes), (Some(5), Some(4_096)));
+        assert_eq!(info.retry_on, [ErrorCode::Timeout, ErrorCode::TaskError]);
+        assert_eq!(info.schema.as_ref().unwrap()["required"][0], "url");
+        let schema = Some(serde_json::json!({"type": "string"}));
+        let plain = KindInfo { name: "count.words-2".to_owned(), schema, ..KindInfo::default() };
+        assert_eq!(kinds[1].info, plain);
         assert_eq!(parse("").unwrap(), []);
     }
 
@@ -252,11 +264,15 @@ mod tests {
             ("[[kinds]]".to_owned(), r#"the file has no key "kinds"; did you mean "kind"?"#),
             (with("timeout = 5"), r#"kind "a" has no key "timeout"; did you mean "timeout_ms"?"#),
             (with("memroy_bytes = 5"), r#"did you mean "memory_bytes"?"#),
-            (with("cores = 0.0"), "cores must be above 0"),
-            (with("cores = nan"), "cores must be above 0"),
+            (with("cores = 0.0"), "cores is 0, must be above 0"),
+            (with("cores = nan"), "must be above 0"),
             (with("cores = \"2\""), "kind \"a\": invalid type"),
             (with("memory_bytes = -1"), "kind \"a\": invalid value"),
-            (with("timeout_ms = 0"), "timeout_ms must be at least 1"),
+            (with("timeout_ms = 0"), "timeout_ms is 0, must be 1 to"),
+            (with("max_attempts = 0"), "max_attempts is 0, must be 1 to 100"),
+            (with("retry_on = [\"deadline\"]"), "retry_on names deadline"),
+            (with("retry_on = [\"time\"]"), "unknown variant `time`"),
+            (with("max_result_bytes = 0"), "max_result_bytes must be 1 to"),
             (with("schema = 5"), "schema must be a table"),
             (with("schema = '{'"), "schema: "),
             (with("env = { EVENKEEL_TOKEN = \"x\" }"), "names that begin with EVENKEEL_ are ours"),

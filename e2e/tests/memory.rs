@@ -1,0 +1,78 @@
+//! Memory: who is killed for it, who is blamed, and where it is tried again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use e2e::{Cluster, Manager, eventually};
+
+/// Arguments of a command that holds so much memory for so many seconds.
+fn hold<'a>(memory: &'a str, seconds: &'a str) -> [&'a str; 10] {
+    ["run", "--", "/evenkeel", "burn", "--cores", "0.05", "--memory", memory, "--seconds", seconds]
+}
+
+#[test]
+fn of_programs_side_by_side_the_one_that_was_killed_for_its_memory_is_blamed() {
+    let cluster = Cluster::up(&["--nodes", "1", "--cpus", "1.1", "--memory", "160MiB"]);
+    let node = cluster.wait_for_ready(1, 10).remove(0);
+    let innocent = cluster.submit(&hold("20MiB", "12"));
+    cluster.node_of(&innocent, 20);
+    let hog = cluster.submit(&hold("4GiB", "12"));
+    let hog = cluster.wait_for_task(&hog, "failed", 40);
+    assert_eq!(hog["error"]["code"], "out_of_memory", "{hog}");
+    // One that dies by signal 9 for another reason, beside all that.
+    let killed = cluster.try_evenkeel(&[
+        "submit",
+        "--timeout",
+        "1s",
+        "run",
+        "--",
+        "/evenkeel",
+        "burn",
+        "--seconds",
+        "9",
+    ]);
+    assert!(killed.stderr.contains("timeout"), "{killed:?}");
+    let innocent = cluster.wait_for_task(&innocent, "succeeded", 40);
+    assert_eq!(innocent["attempt"], 1, "{innocent}");
+    assert_eq!(cluster.node(node.text("name")).unwrap().text("id"), node.text("id"), "the node lives");
+}
+
+#[test]
+fn out_of_memory_is_tried_once_more_where_there_is_more_and_nowhere_else() {
+    let cluster = Cluster::up(&["--nodes", "1", "--cpus", "0.5", "--memory", "96MiB"]);
+    let _manager = Manager::run(&cluster, "big");
+    cluster.evenkeel(&[
+        "node-manager",
+        "update",
+        "--pool",
+        "big",
+        "--cpus",
+        "0.5",
+        "--memory",
+        "512MiB",
+        "--allow-commands",
+        "true",
+    ]);
+    cluster.evenkeel(&["node-manager", "scale", "--pool", "big", "1"]);
+    let nodes = cluster.wait_for_ready(2, 40);
+    let big = nodes.iter().find(|node| node.text("pool") == "big").unwrap().clone();
+    // It has to begin where there is too little.
+    cluster.evenkeel(&["node-manager", "drain", big.text("name")]);
+    cluster.wait_for_node(big.text("name"), "draining", 10);
+    let task = cluster.submit(&hold("200MiB", "1"));
+    eventually("its first attempt is over", 40, || {
+        let task = cluster.task(&task);
+        if task["state"] == "queued" && task["attempt"] == 1 { Ok(()) } else { Err(task.to_string()) }
+    });
+    cluster.evenkeel(&["node-manager", "resume", big.text("name")]);
+    let done = cluster.wait_for_task(&task, "succeeded", 40);
+    assert_eq!((&done["attempt"], &done["node"]), (&2.into(), &big.0["id"]), "{done}");
+    // What is too large for both ends with the second.
+    let hog = cluster.submit(&hold("4GiB", "1"));
+    let hog = cluster.wait_for_task(&hog, "failed", 40);
+    assert_eq!(hog["error"]["code"], "out_of_memory", "{hog}");
+    assert!(hog["attempt"].as_u64().unwrap() <= 2, "{hog}");
+    // Asked for, it goes where it fits at once.
+    let asked = cluster.submit(&[&["--memory", "200MiB"][..], &hold("200MiB", "1")].concat());
+    let asked = cluster.wait_for_task(&asked, "succeeded", 40);
+    assert_eq!((&asked["attempt"], &asked["node"]), (&1.into(), &big.0["id"]), "{asked}");
+}
