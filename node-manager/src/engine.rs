@@ -120,6 +120,10 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Network to be on.
     pub network: Option<String>,
+    /// A second network, for what has to be reached from two.
+    pub second_network: Option<String>,
+    /// Whether only names of its networks can be looked up, none of the world's.
+    pub closed_dns: bool,
     /// Fixed address on that network.
     pub ip: Option<IpAddr>,
     /// Published ports.
@@ -152,6 +156,8 @@ impl ContainerSpec {
             tmpfs_bytes: DEFAULT_TMPFS_BYTES,
             mounts: Vec::new(),
             network: None,
+            second_network: None,
+            closed_dns: false,
             ip: None,
             publish: Vec::new(),
             cgroup_parent: None,

@@ -4,6 +4,7 @@ use crate::engine::{ContainerSpec, Host, MountSource, MountSpec, NODE_USER, Role
 use protocol::pool::Template;
 use sha2::{Digest as _, Sha256};
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     path::{Component, Path, PathBuf},
 };
@@ -14,6 +15,8 @@ pub const KINDS_VARIABLE: &str = "EVENKEEL_KINDS_TOML";
 pub const COMMAND_ENV_VARIABLE: &str = "EVENKEEL_COMMAND_ENV";
 /// Where our program is in a container of another image.
 const PROGRAM_FOLDER: &str = "/.evenkeel";
+/// Where the Docker daemon's socket is.
+const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 
 /// What a manager adds to every template.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,9 +31,11 @@ pub struct Surroundings {
     pub node_master: String,
     /// Network of the nodes; none where the engine has no networks.
     pub network: Option<String>,
+    /// Whether that network is without a way out; then no name of the world is looked up either.
+    pub internal_network: bool,
     /// Parent control group.
     pub cgroup_parent: Option<String>,
-    /// Host directories may be mounted only if they are one of these or lie below one.
+    /// Host directories may be mounted only if they are one of these or lie below one (see [`crate::mounts`]).
     pub allow_mounts: Vec<PathBuf>,
     /// CPU limit of templates that name none, in cores.
     pub default_cpus: Option<f64>,
@@ -60,8 +65,16 @@ pub enum TemplateError {
     #[error("the mount path {0:?} must be absolute, without `..`")]
     MountPath(String),
     /// A target that would hide what the node itself needs.
-    #[error("nothing can be mounted at {0:?}; choose a folder of its own below /")]
+    #[error(
+        "nothing can be mounted at {0:?}, which the node needs itself; choose a folder of its own, as /data"
+    )]
     MountTarget(String),
+    /// Two mounts at one target.
+    #[error("two mounts have the target {0:?}; give each a target of its own")]
+    MountTwice(String),
+    /// A folder that holds the socket of the Docker daemon, by which a task would rule the host.
+    #[error("{0:?} holds the socket of the Docker daemon; mount the folders that the work needs instead")]
+    MountSocket(String),
     /// Something that only containers can have.
     #[error("template.{0} needs containers; this manager keeps processes of the host")]
     NeedsContainers(&'static str),
@@ -93,6 +106,7 @@ impl NodeTemplate {
         base.user = Some(template.user.clone().unwrap_or_else(|| NODE_USER.to_owned()));
         base.tmpfs_bytes = template.tmpfs_bytes.unwrap_or(base.tmpfs_bytes);
         base.network.clone_from(&around.network);
+        base.closed_dns = around.internal_network;
         base.cgroup_parent.clone_from(&around.cgroup_parent);
         base.takes_stdin = true;
         base.args = arguments(template, around, &base);
@@ -102,8 +116,7 @@ impl NodeTemplate {
             base.env.insert(COMMAND_ENV_VARIABLE.to_owned(), env);
         }
         let program_volume = if around.isolated {
-            base.mounts =
-                template.mounts.iter().map(|mount| checked(mount, around)).collect::<Result<_, _>>()?;
+            base.mounts = host_folders(template, around)?;
             other_image(template, around, &mut base)
         } else if !template.mounts.is_empty() {
             return Err(TemplateError::NeedsContainers("mounts"));
@@ -140,7 +153,8 @@ impl NodeTemplate {
     #[must_use]
     pub fn volume_filler(&self, around: &Surroundings) -> Option<ContainerSpec> {
         let volume = self.program_volume.clone()?;
-        let name = format!("{volume}-filler");
+        // Of this pool's manager alone, so that managers of several pools do not meet here.
+        let name = format!("evenkeel-{}-{}-filler", around.cluster, around.pool);
         let mut spec = ContainerSpec::new(&name, &around.cluster, Role::Manager, &around.image, Vec::new());
         spec.mounts.push(MountSpec {
             source: MountSource::Volume(volume),
@@ -184,8 +198,16 @@ fn other_image(template: &Template, around: &Surroundings, base: &mut ContainerS
     Some(volume)
 }
 
-/// A mount below what is allowed. Symbolic links are followed by the engine, not here: who may write below
-/// an allowed folder can point elsewhere from it, so only folders of trusted people are to be allowed.
+fn host_folders(template: &Template, around: &Surroundings) -> Result<Vec<MountSpec>, TemplateError> {
+    let mut targets = BTreeSet::new();
+    // As paths, so that `/x` and `/x/` are the same.
+    if let Some(twice) = template.mounts.iter().find(|mount| !targets.insert(Path::new(&mount.target))) {
+        return Err(TemplateError::MountTwice(twice.target.clone()));
+    }
+    template.mounts.iter().map(|mount| checked(mount, around)).collect()
+}
+
+/// A mount below what is allowed, by its words alone; [`crate::mounts`] looks at the folders themselves.
 fn checked(mount: &protocol::pool::Mount, around: &Surroundings) -> Result<MountSpec, TemplateError> {
     let plain = |path: &str| {
         let path = Path::new(path);
@@ -201,8 +223,12 @@ fn checked(mount: &protocol::pool::Mount, around: &Surroundings) -> Result<Mount
     if !around.allow_mounts.iter().any(|allowed| source.starts_with(allowed)) {
         return Err(TemplateError::Mount(mount.source.clone()));
     }
+    if SOCKETS.iter().any(|socket| Path::new(socket).starts_with(source)) {
+        return Err(TemplateError::MountSocket(mount.source.clone()));
+    }
     let first = Path::new(&mount.target).components().nth(1).map(Component::as_os_str);
-    let ours = ["bin", "evenkeel", "proc", "sys", "dev", ".evenkeel"];
+    // What is below `/tmp` is removed between commands.
+    let ours = ["bin", "evenkeel", "proc", "sys", "dev", "tmp", ".evenkeel"];
     if first.is_none_or(|first| ours.iter().any(|name| first == OsStr::new(name))) {
         return Err(TemplateError::MountTarget(mount.target.clone()));
     }
@@ -280,8 +306,27 @@ mod tests {
         for source in ["/srv/data/../..", "srv/data", ""] {
             assert_eq!(with_mount(source, "/data"), Err(TemplateError::MountPath(source.to_owned())));
         }
-        for target in ["/", "/proc/x", "/bin", "/.evenkeel/x"] {
+        for target in ["/", "/proc/x", "/bin", "/.evenkeel/x", "/tmp", "/tmp/x"] {
             assert_eq!(with_mount("/srv/data", target), Err(TemplateError::MountTarget(target.to_owned())));
+        }
+    }
+
+    #[test]
+    fn no_target_is_used_twice_and_the_docker_socket_is_never_mounted() {
+        let mount = |source: &str, target: &str| Mount {
+            source: source.to_owned(),
+            target: target.to_owned(),
+            read_only: true,
+        };
+        let new = |mounts: Vec<Mount>| {
+            let around = Surroundings { allow_mounts: vec!["/".into()], ..around() };
+            NodeTemplate::new(&Template { mounts, ..Template::default() }, &around, &host())
+        };
+        assert!(new(vec![mount("/a", "/x"), mount("/a", "/y")]).is_ok());
+        let twice = new(vec![mount("/a", "/x"), mount("/b", "/x/")]);
+        assert_eq!(twice, Err(TemplateError::MountTwice("/x/".to_owned())));
+        for source in ["/", "/run", "/var", "/var/run/", "/var/run/docker.sock"] {
+            assert_eq!(new(vec![mount(source, "/x")]), Err(TemplateError::MountSocket(source.to_owned())));
         }
     }
 

@@ -174,8 +174,8 @@ pub async fn resume(client: &Client, node: &str) -> Result<NodeId, Error> {
 pub struct Pruned {
     /// Names of the containers or processes.
     pub containers: Vec<String>,
-    /// What became of the network; `None` where the runtime has none.
-    pub network: Option<NetworkEnd>,
+    /// What became of each network; empty where the runtime has none.
+    pub networks: Vec<(String, NetworkEnd)>,
     /// Names of the volumes.
     pub volumes: Vec<String>,
 }
@@ -210,14 +210,14 @@ async fn remove_all(engine: &dyn Engine, group: Vec<Listed>) -> Outcome<Vec<Stri
     removals.await.into_iter().collect()
 }
 
-/// Removes everything of a cluster that carries its label: containers, then the network if we made it and
-/// nobody else uses it, then volumes (the master's state too).
+/// Removes everything of a cluster that carries its label: containers, then the networks that we made and
+/// nobody else uses, then volumes (the master's state too, and those with our program, also of earlier ones).
 ///
 /// # Errors
 /// If the daemon does not answer, or something cannot be removed.
 pub async fn prune(engine: &DockerEngine, cluster: &str) -> Outcome<Pruned> {
     let containers = prune_containers(engine, cluster).await?;
-    let network = Some(engine.remove_network(cluster).await?);
+    let networks = engine.remove_networks(cluster).await?;
     let volumes = engine.remove_volumes(cluster).await?;
-    Ok(Pruned { containers, network, volumes })
+    Ok(Pruned { containers, networks, volumes })
 }

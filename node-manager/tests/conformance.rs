@@ -8,7 +8,7 @@ use common::{Bench, ProcessBench, block_on, docker, eventually, listed};
 use futures_util::StreamExt as _;
 use libtest_mimic::{Arguments, Trial};
 use node_manager::{
-    docker::network::{NetworkEnd, NetworkWish, network_name},
+    docker::network::{Network, NetworkEnd, NetworkWish, network_name},
     engine::{ContainerSpec, Engine, EngineError, Event, Filter, MountSource, MountSpec, Role, Stdin},
     process::ProcessEngine,
     verbs,
@@ -305,10 +305,11 @@ async fn what_cannot_be_is_said() {
 async fn networks_and_volumes() {
     let bench = Bench::new().await;
     let (engine, cluster) = (&bench.engine, bench.cluster.as_str());
-    assert_eq!(engine.remove_network(cluster).await.unwrap(), NetworkEnd::Absent);
-    let name = engine.ensure_network(cluster, &NetworkWish::default()).await.unwrap();
-    assert_eq!(name, network_name(cluster));
-    assert_eq!(engine.ensure_network(cluster, &NetworkWish::default()).await.unwrap(), name);
+    let ended = async || engine.remove_networks(cluster).await.unwrap()[0].1.clone();
+    assert_eq!(ended().await, NetworkEnd::Absent);
+    let Network { name, internal } = engine.ensure_network(cluster, &NetworkWish::default()).await.unwrap();
+    assert_eq!((name.as_str(), internal), (network_name(cluster).as_str(), false));
+    assert_eq!(engine.ensure_network(cluster, &NetworkWish::default()).await.unwrap().name, name);
     let subnet = docker(&["network", "inspect", &name, "--format", "{{(index .IPAM.Config 0).Subnet}}"]);
 
     // The same subnet again: the error names who has it and what is free.
@@ -322,20 +323,20 @@ async fn networks_and_volumes() {
     spec.network = Some(name.clone());
     let id = engine.create(&spec).await.unwrap();
     engine.start(&id, None).await.unwrap();
-    assert_eq!(engine.remove_network(cluster).await.unwrap(), NetworkEnd::InUse(vec![spec.name.clone()]));
+    assert_eq!(ended().await, NetworkEnd::InUse(vec![spec.name.clone()]));
     engine.ensure_volume(&format!("evenkeel-{cluster}-state"), cluster).await.unwrap();
 
     let pruned = verbs::prune(engine, cluster).await.unwrap();
     assert_eq!(pruned.containers, [spec.name]);
-    assert_eq!(pruned.network, Some(NetworkEnd::Removed));
+    assert_eq!(pruned.networks[0], (name.clone(), NetworkEnd::Removed));
     assert_eq!(pruned.volumes, [format!("evenkeel-{cluster}-state")]);
 
     // One that was made by hand is used and never removed.
     docker(&["network", "create", &name]);
     let used = engine.ensure_network(cluster, &NetworkWish::default()).await;
-    let end = engine.remove_network(cluster).await;
+    let end = engine.remove_networks(cluster).await;
     docker(&["network", "rm", &name]);
-    assert_eq!((used.unwrap(), end.unwrap()), (name, NetworkEnd::NotOurs));
+    assert_eq!((used.unwrap().name, end.unwrap()[0].clone()), (name.clone(), (name, NetworkEnd::NotOurs)));
 }
 
 async fn an_image_is_built_once() {

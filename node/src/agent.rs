@@ -159,6 +159,7 @@ impl Agent {
         let abilities = Abilities {
             own: config.kinds.iter().map(|kind| (kind.info.name.clone(), kind.clone())).collect(),
             allow_commands: config.allow_commands,
+            env: config.command_env.clone(),
             work_root: config.work_root.clone(),
         };
         let now = Instant::now();

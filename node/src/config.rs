@@ -47,6 +47,8 @@ pub struct Config {
     pub kinds: Vec<OwnKind>,
     /// Whether the kind `run` is allowed.
     pub allow_commands: bool,
+    /// Environment of all commands; what a kind or a task says itself counts.
+    pub command_env: BTreeMap<String, String>,
     /// Keeps the session token (mode 0600), so that a node that is started again can take its old name
     /// while its old registration counts as alive. In memory only if absent.
     pub session_file: Option<PathBuf>,
@@ -78,6 +80,7 @@ impl Config {
             labels: BTreeMap::new(),
             kinds: Vec::new(),
             allow_commands: false,
+            command_env: BTreeMap::new(),
             session_file: None,
             ip: None,
             runtime_id: None,

@@ -51,6 +51,8 @@ pub(crate) struct Abilities {
     pub(crate) own: BTreeMap<String, OwnKind>,
     /// Whether `run` is allowed.
     pub(crate) allow_commands: bool,
+    /// Environment of all commands, beside their own.
+    pub(crate) env: BTreeMap<String, String>,
     /// Where private work directories are made.
     pub(crate) work_root: PathBuf,
 }
@@ -115,6 +117,7 @@ impl Slots {
     #[must_use]
     pub(crate) fn new(abilities: Abilities, tasks: Tasks, oom: OomCounter, on_over: OnOver) -> Self {
         let commands = Commands::new(abilities.work_root.clone(), oom, tasks.clone());
+        let commands = commands.with_env(abilities.env.clone());
         let busy = AtomicUsize::new(0);
         let shared = Shared { abilities, commands, tasks, on_over, busy, idle: Mutex::default() };
         Self { shared: Arc::new(shared), attempts: BTreeMap::new(), threads: 0 }
@@ -328,7 +331,7 @@ mod tests {
         let sender = Mutex::new(sender);
         let on_over: OnOver = Arc::new(move |run, over| sender.lock().unwrap().send((run, over)).unwrap());
         let (own, work_root) = (BTreeMap::new(), std::env::temp_dir());
-        let abilities = Abilities { own, allow_commands: false, work_root };
+        let abilities = Abilities { own, allow_commands: false, env: BTreeMap::new(), work_root };
         (Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over), overs)
     }
 

@@ -66,6 +66,8 @@ pub(crate) async fn run(global: &Global, args: DemoArgs, shutdown: &Shutdown) ->
         memory_bytes: None,
         image: None,
         mounts: Vec::new(),
+        user: None,
+        isolate: false,
         kinds: None,
         listen: (Ipv4Addr::LOCALHOST, free_port()?).into(),
         subnet: None,

@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use node_manager::{
     docker::{
         DockerEngine,
-        network::{NetworkEnd, NetworkWish, network_name},
+        network::{NetworkEnd, NetworkWish},
     },
     engine::{EngineError, Filter},
     image,
@@ -33,6 +33,7 @@ use service::{
     state::{Context, StateDir},
 };
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
     sync::Arc,
@@ -266,16 +267,20 @@ pub(crate) async fn prune(runtime: &Runtime, cluster: &str) -> Result<usize, Fai
     for name in &pruned.volumes {
         output::say(format_args!("removed the volume {name}"));
     }
-    match pruned.network {
-        Some(NetworkEnd::Removed) => {
-            count += 1;
-            output::say("removed the network");
+    for (name, end) in pruned.networks {
+        match end {
+            NetworkEnd::Removed => {
+                count += 1;
+                output::say(format_args!("removed the network {name}"));
+            }
+            NetworkEnd::NotOurs => {
+                output::say(format_args!("the network {name} stays: it was not made by evenkeel"));
+            }
+            NetworkEnd::InUse(by) => {
+                output::say(format_args!("the network {name} stays: {} is on it", by.join(", ")));
+            }
+            NetworkEnd::Absent => {}
         }
-        Some(NetworkEnd::NotOurs) => output::say("the network stays: it was not made by evenkeel"),
-        Some(NetworkEnd::InUse(by)) => {
-            output::say(format_args!("the network stays: {} is on it", by.join(", ")))
-        }
-        Some(NetworkEnd::Absent) | None => {}
     }
     Ok(count)
 }
@@ -293,8 +298,8 @@ async fn list_prunable(runtime: &Runtime, cluster: &str) -> Result<(), Failure> 
         output::data(format_args!("{} {}", container_word(runtime), listed.name))?;
     }
     if let Runtime::Docker(engine) = runtime {
-        if engine.is_network_ours(cluster).await? {
-            output::data(format_args!("network {}", network_name(cluster)))?;
+        for name in engine.networks(cluster).await? {
+            output::data(format_args!("network {name}"))?;
         }
         for name in engine.volumes(cluster).await? {
             output::data(format_args!("volume {name}"))?;
@@ -347,6 +352,7 @@ async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(),
         image: String::new(),
         node_master: args.node_master.unwrap_or_else(|| connection.master.clone()),
         network: None,
+        internal_network: false,
         cgroup_parent: args.cgroup_parent,
         allow_mounts: args.allow_mount,
         default_cpus: Some(args.cpus.unwrap_or(cpus)),
@@ -355,7 +361,8 @@ async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(),
     };
     if let Runtime::Docker(engine) = &runtime {
         let wish = NetworkWish { subnet: args.subnet, internal: false };
-        surroundings.network = Some(engine.ensure_network(&global.cluster, &wish).await?);
+        let network = engine.ensure_network(&global.cluster, &wish).await?;
+        (surroundings.network, surroundings.internal_network) = (Some(network.name), network.internal);
         surroundings.image = image_reference(engine).await?;
     }
     let config = node_manager::Config {
@@ -447,20 +454,45 @@ async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -> Result<()
     }
 }
 
+/// Says what the managers of these pools cannot do, such as an image that is not there.
+async fn tell_troubles(
+    client: &client::Client,
+    pool: Option<&str>,
+    listed: &[verbs::ListedNode],
+) -> Result<(), Failure> {
+    let mut pools: BTreeSet<&str> = listed.iter().filter_map(|node| node.pool.as_deref()).collect();
+    pools.insert(pool.unwrap_or("default"));
+    for pool in pools {
+        let view = match client.pool(pool).await {
+            Err(error) if error.status() == Some(404) => continue,
+            other => other?,
+        };
+        if let Some(manager) = view.manager.filter(|manager| !manager.trouble.is_empty()) {
+            output::say(format_args!("pool {pool}: the manager says: {}", manager.trouble));
+        }
+    }
+    Ok(())
+}
+
 async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
     let runtime = runtime::of_cluster(args.runtime, &global.state()?).await?;
     // A master that does not answer does not hide the containers.
-    let asked = match args.connect.client(global) {
+    let client = args.connect.client(global);
+    let asked = match &client {
         Ok(client) => client.nodes().await.map_err(Failure::from),
-        Err(failure) => Err(failure),
+        Err(failure) => Err(Failure::Other(failure.to_string())),
     };
     let nodes = asked.as_ref().map(|page| page.items.as_slice()).unwrap_or_default();
     let listed = verbs::list(runtime.engine().as_ref(), &global.cluster, args.pool.as_deref(), nodes).await?;
-    if let Err(failure) = asked {
-        if listed.is_empty() {
-            return Err(failure);
+    match (asked, client) {
+        (Ok(_), Ok(client)) => tell_troubles(&client, args.pool.as_deref(), &listed).await?,
+        // What stands in the way of a client is the reason of its failure too.
+        (_, Err(failure)) | (Err(failure), _) => {
+            if listed.is_empty() {
+                return Err(failure);
+            }
+            output::say(format_args!("without what the master says: {failure}"));
         }
-        output::say(format_args!("without what the master says: {failure}"));
     }
     if args.output == ListOutput::Json {
         return output::json(&listed);
@@ -474,9 +506,10 @@ async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
                 node.state.clone(),
                 show_duration(Duration::from_millis(node.age_ms)),
                 node.node.as_ref().map_or("unknown", |node| node.status.as_str()).to_owned(),
+                node.template.clone().unwrap_or_default(),
                 node.runtime_id.chars().take(12).collect(),
             ]
         })
         .collect();
-    output::table(&["NAME", "POOL", "STATE", "AGE", "STATUS", "ID"], &rows)
+    output::table(&["NAME", "POOL", "STATE", "AGE", "STATUS", "TEMPLATE", "ID"], &rows)
 }

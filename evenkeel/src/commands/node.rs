@@ -85,6 +85,7 @@ pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) ->
         config.name = name;
     }
     config.kinds = own_kinds(args.kinds.as_deref())?;
+    config.command_env = command_env()?;
     if let Some(folder) = args.work_root {
         config.work_root = folder;
     }
@@ -92,25 +93,27 @@ pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) ->
     Ok(node::run(config, shutdown.token()).await?)
 }
 
-/// Own kinds: of the file, and of the pool's template, which a node-manager hands over by two variables.
+/// Own kinds: of the file, and of the pool's template, which a node-manager hands over by a variable.
 fn own_kinds(file: Option<&Path>) -> Result<Vec<OwnKind>, Failure> {
     let mut kinds = file.map(node::read_kinds).transpose().map_err(node::Error::from)?.unwrap_or_default();
-    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     if let Some(text) = variable(KINDS_VARIABLE) {
         let of_pool = node::kinds_file::parse(&text);
         kinds.extend(of_pool.map_err(|error| Failure::Usage(format!("{KINDS_VARIABLE}: {error}")))?);
     }
-    if let Some(text) = variable(COMMAND_ENV_VARIABLE) {
-        let shared: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|error| {
-            Failure::Usage(format!("{COMMAND_ENV_VARIABLE} is no JSON object of texts: {error}"))
-        })?;
-        for kind in &mut kinds {
-            // What a kind says itself counts.
-            let own = std::mem::replace(&mut kind.env, shared.clone());
-            kind.env.extend(own);
-        }
-    }
     Ok(kinds)
+}
+
+/// The environment of commands that the pool's template names.
+fn command_env() -> Result<BTreeMap<String, String>, Failure> {
+    let Some(text) = variable(COMMAND_ENV_VARIABLE) else { return Ok(BTreeMap::new()) };
+    serde_json::from_str(&text).map_err(|error| {
+        Failure::Usage(format!("{COMMAND_ENV_VARIABLE} is no JSON object of texts: {error}"))
+    })
+}
+
+/// A variable that is set, and not to nothing.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
 /// The flag, else the variable with the token, else the context's (an administrator may do everything).

@@ -47,6 +47,12 @@ pub(crate) struct UpArgs {
     /// Host directory in every node, may be given more than once
     #[arg(long, value_parser = parse_mount, value_name = "SOURCE:TARGET[:ro]")]
     mount: Vec<Mount>,
+    /// User of the nodes, as "$(id -u):$(id -g)" for files that are yours [default: 65532:65532]
+    #[arg(long, value_name = "UID[:GID]", value_parser = parse_user)]
+    user: Option<String>,
+    /// Nodes reach the master and each other only: no other network, not the host, not the world
+    #[arg(long)]
+    isolate: bool,
     /// Own kinds of work
     #[arg(long, value_name = "FILE")]
     kinds: Option<PathBuf>,
@@ -94,8 +100,20 @@ pub(super) fn parse_mount(text: &str) -> Result<Mount, String> {
     if source.is_empty() || !target.starts_with('/') {
         return Err(form());
     }
-    let source = std::path::absolute(source).map_err(|error| format!("{source}: {error}"))?;
+    // Without `..` and links, which a manager does not take; one that is not there is told of later.
+    let real = Path::new(source).canonicalize().or_else(|_| std::path::absolute(source));
+    let source = real.map_err(|error| format!("{source}: {error}"))?;
     Ok(Mount { source: source.display().to_string(), target: target.to_owned(), read_only })
+}
+
+/// `UID[:GID]` in numbers: an image may have other names than this host, or none.
+pub(super) fn parse_user(text: &str) -> Result<String, String> {
+    let mut parts = text.split(':');
+    let is_number = |part: &str| part.parse::<u32>().is_ok();
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(uid), gid, None) if is_number(uid) && gid.is_none_or(is_number) => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is no user; write it as UID or UID:GID in numbers, as $(id -u):$(id -g)")),
+    }
 }
 
 /// The text of a `kinds.toml`, looked at here so that a mistake is said before anything is made.
@@ -120,6 +138,8 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
         memory_bytes: args.memory,
         image: args.image,
         mounts: args.mount,
+        user: args.user,
+        isolate: args.isolate,
         kinds: args.kinds.as_deref().map(read_kinds).transpose()?,
         listen: args.listen,
         subnet: args.subnet,
@@ -205,11 +225,23 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_numbers() {
+        assert_eq!(parse_user("1000:100").unwrap(), "1000:100");
+        assert_eq!(parse_user("0").unwrap(), "0");
+        for wrong in ["", "me", "1000:", "1:2:3", "-1", "4294967296"] {
+            assert!(parse_user(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn mounts_as_docker_writes_them() {
         let mount = parse_mount("/data:/in:ro").unwrap();
         assert_eq!((mount.source.as_str(), mount.target.as_str(), mount.read_only), ("/data", "/in", true));
         assert!(!parse_mount("/data:/in").unwrap().read_only);
         assert!(parse_mount("data:/in").unwrap().source.starts_with('/'));
+        let above = std::env::current_dir().unwrap().canonicalize().unwrap();
+        let above = above.parent().unwrap().display().to_string();
+        assert_eq!(parse_mount("..:/in").unwrap().source, above);
         for wrong in ["", "/data", ":/in", "/data:in", "/data:/in:xx", "/data:/in:ro:ro"] {
             assert!(parse_mount(wrong).is_err(), "{wrong}");
         }

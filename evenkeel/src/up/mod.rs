@@ -84,6 +84,10 @@ pub(crate) struct Wish {
     pub image: Option<String>,
     /// Host directories in every node.
     pub mounts: Vec<Mount>,
+    /// User of the nodes, if not the usual one.
+    pub user: Option<String>,
+    /// Whether the nodes' network is without a way out.
+    pub isolate: bool,
     /// Text of a `kinds.toml`.
     pub kinds: Option<String>,
     /// Where the master is reached on this host.
@@ -189,6 +193,7 @@ impl Cluster {
             cpus: Some(cpus),
             memory_bytes: Some(wish.memory_bytes.unwrap_or(memory)),
             mounts: wish.mounts.clone(),
+            user: wish.user.clone(),
             kinds: wish.kinds.clone(),
             allow_commands: true,
             ..Template::default()
@@ -206,13 +211,19 @@ impl Cluster {
     async fn place(&self, wish: &Wish) -> Result<Option<specs::Place>, Failure> {
         let Runtime::Docker(engine) = &self.runtime else { return Ok(None) };
         let image = image_reference(engine).await?;
-        let network = NetworkWish { subnet: wish.subnet.clone(), internal: false };
+        let network = NetworkWish { subnet: wish.subnet.clone(), internal: wish.isolate };
         let network = engine.ensure_network(&self.name, &network).await.map_err(|error| match error {
             EngineError::Refused(reason) => Failure::Usage(format!("--subnet: {reason}")),
             other => other.into(),
         })?;
+        checks::check_network(wish, &network).map_err(Failure::Usage)?;
+        let way_out = match wish.isolate {
+            true => Some(engine.ensure_way_out(&self.name).await?.name),
+            false => None,
+        };
         let cgroup_parent = wish.cgroup_parent.clone();
-        Ok(Some(specs::Place { cluster: self.name.clone(), image, network, cgroup_parent }))
+        let (cluster, network) = (self.name.clone(), network.name);
+        Ok(Some(specs::Place { cluster, image, network, way_out, cgroup_parent }))
     }
 
     async fn start_manager(&mut self, wish: &Wish, place: Option<&specs::Place>) -> Result<(), Failure> {
@@ -233,6 +244,7 @@ impl Cluster {
                     image: place.image.clone(),
                     node_master: inside,
                     network: Some(place.network.clone()),
+                    internal_network: wish.isolate,
                     cgroup_parent: place.cgroup_parent.clone(),
                     allow_mounts,
                     default_cpus: None,

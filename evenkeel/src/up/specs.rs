@@ -36,6 +36,8 @@ pub(crate) struct Place {
     pub image: String,
     /// The cluster's network.
     pub network: String,
+    /// A second network of the master, where that one is without a way out.
+    pub way_out: Option<String>,
     /// Parent control group.
     pub cgroup_parent: Option<String>,
 }
@@ -77,6 +79,7 @@ pub(crate) fn master_container(place: &Place, listen: SocketAddr, ip: Option<IpA
     spec.memory_bytes = Some(MASTER_MEMORY);
     spec.mounts.push(volume(node_manager::docker::volume::state_volume(&place.cluster)));
     spec.publish.push(Publish { host: listen, port: MASTER_PORT });
+    spec.second_network.clone_from(&place.way_out);
     spec.ip = ip;
     spec
 }
@@ -194,6 +197,7 @@ mod tests {
             cluster: "c".to_owned(),
             image: "evenkeel:x".to_owned(),
             network: "balancer-net-c".to_owned(),
+            way_out: None,
             cgroup_parent: Some("/g".to_owned()),
         }
     }

@@ -153,6 +153,13 @@ impl DockerEngine {
         let what = format!("creating {} from {}", wanted.name, wanted.image);
         let made =
             bounded(&what, ACT_SECONDS, making).await.map_err(|error| fault::of_creation(wanted, error))?;
+        if let Some(network) = &wanted.second_network
+            && let Err(error) = self.connect_to_network(&made.id, network).await
+        {
+            // Not to be left behind half made.
+            let _ = self.remove(&made.id).await;
+            return Err(error);
+        }
         Ok(made.id)
     }
 

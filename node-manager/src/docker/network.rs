@@ -1,9 +1,9 @@
-//! The network of a cluster.
+//! The networks of a cluster.
 
 use super::{ACT_SECONDS, ASK_SECONDS, DockerEngine, fault};
 use crate::engine::{EngineError, LABEL_CLUSTER, Outcome};
 use bollard::{
-    models::{Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
+    models::{Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkInspect},
     query_parameters::ListNetworksOptionsBuilder,
 };
 use fault::bounded;
@@ -40,35 +40,68 @@ pub fn network_name(cluster: &str) -> String {
     }
 }
 
+/// The name of the network by which the master of an isolated cluster is published: a port cannot be
+/// published from a network without a way out.
+#[must_use]
+pub fn way_out_name(cluster: &str) -> String {
+    format!("evenkeel-{cluster}-out")
+}
+
+/// Option of the bridge driver: the host has no address on the bridge, so that nothing of the host is reached
+/// by it.
+const WITHOUT_HOST: &str = "com.docker.network.bridge.inhibit_ipv4";
+
+/// A network that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Whether it is without a way out.
+    pub internal: bool,
+}
+
 impl DockerEngine {
-    /// The cluster's network, made if there is none; its name. One of the same name that was made by hand
-    /// is used as it is.
+    /// The cluster's network, made if there is none. One of the same name that was made by hand is used as it
+    /// is, with a way out or without.
     ///
     /// # Errors
     /// If the wanted subnet overlaps with another network (the error names that one and a free subnet), or
     /// the daemon does not answer.
-    pub async fn ensure_network(&self, cluster: &str, wish: &NetworkWish) -> Outcome<String> {
-        let name = network_name(cluster);
-        if self.network(&name).await?.is_some() {
-            return Ok(name);
+    pub async fn ensure_network(&self, cluster: &str, wish: &NetworkWish) -> Outcome<Network> {
+        self.ensure_network_of(&network_name(cluster), cluster, wish).await
+    }
+
+    /// The network [`way_out_name`], made if there is none.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, or refuses.
+    pub async fn ensure_way_out(&self, cluster: &str) -> Outcome<Network> {
+        self.ensure_network_of(&way_out_name(cluster), cluster, &NetworkWish::default()).await
+    }
+
+    async fn ensure_network_of(&self, name: &str, cluster: &str, wish: &NetworkWish) -> Outcome<Network> {
+        if let Some(there) = self.network(name).await? {
+            return Ok(Network { name: name.to_owned(), internal: there.internal.unwrap_or(false) });
         }
         let subnet = |subnet: &String| Ipam {
             config: Some(vec![IpamConfig { subnet: Some(subnet.clone()), ..IpamConfig::default() }]),
             ..Ipam::default()
         };
         let request = NetworkCreateRequest {
-            name: name.clone(),
+            name: name.to_owned(),
             driver: Some("bridge".to_owned()),
             internal: Some(wish.internal),
             ipam: wish.subnet.as_ref().map(subnet),
+            options: wish.internal.then(|| HashMap::from([(WITHOUT_HOST.to_owned(), "true".to_owned())])),
             labels: Some(HashMap::from([(LABEL_CLUSTER.to_owned(), cluster.to_owned())])),
             ..NetworkCreateRequest::default()
         };
         let what = format!("creating the network {name}");
         match bounded(&what, ACT_SECONDS, self.docker.create_network(request)).await {
-            Ok(_) => Ok(name),
-            // Somebody else made it in between.
-            Err(EngineError::NameTaken(_)) => Ok(name),
+            // Taken: somebody else made it in between.
+            Ok(_) | Err(EngineError::NameTaken(_)) => {
+                Ok(Network { name: name.to_owned(), internal: wish.internal })
+            }
             Err(EngineError::Failed { reason, .. }) if reason.contains("overlap") => {
                 Err(self.overlap(wish.subnet.as_deref().unwrap_or_default()).await?)
             }
@@ -76,16 +109,32 @@ impl DockerEngine {
         }
     }
 
-    /// Removes the cluster's network if we made it and nobody uses it.
+    /// Puts a container on one more network.
     ///
     /// # Errors
     /// If the daemon does not answer, or refuses.
-    pub async fn remove_network(&self, cluster: &str) -> Outcome<NetworkEnd> {
-        let name = network_name(cluster);
-        let Some(network) = self.network(&name).await? else { return Ok(NetworkEnd::Absent) };
-        let ours =
-            network.labels.unwrap_or_default().get(LABEL_CLUSTER).is_some_and(|label| label == cluster);
-        if !ours {
+    pub(super) async fn connect_to_network(&self, container: &str, network: &str) -> Outcome<()> {
+        let request = NetworkConnectRequest { container: container.to_owned(), endpoint_config: None };
+        let what = format!("connecting a container to the network {network}");
+        bounded(&what, ACT_SECONDS, self.docker.connect_network(network, request)).await
+    }
+
+    /// Removes the cluster's networks, each if we made it and nobody uses it; what became of each.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, or refuses.
+    pub async fn remove_networks(&self, cluster: &str) -> Outcome<Vec<(String, NetworkEnd)>> {
+        let mut ends = Vec::new();
+        for name in [network_name(cluster), way_out_name(cluster)] {
+            let end = self.remove_network(&name, cluster).await?;
+            ends.push((name, end));
+        }
+        Ok(ends)
+    }
+
+    async fn remove_network(&self, name: &str, cluster: &str) -> Outcome<NetworkEnd> {
+        let Some(network) = self.network(name).await? else { return Ok(NetworkEnd::Absent) };
+        if !is_ours(&network, cluster) {
             return Ok(NetworkEnd::NotOurs);
         }
         let users = network.containers.unwrap_or_default().into_values().filter_map(|endpoint| endpoint.name);
@@ -94,18 +143,22 @@ impl DockerEngine {
             return Ok(NetworkEnd::InUse(users));
         }
         let what = format!("removing the network {name}");
-        bounded(&what, ACT_SECONDS, self.docker.remove_network(&name)).await?;
+        bounded(&what, ACT_SECONDS, self.docker.remove_network(name)).await?;
         Ok(NetworkEnd::Removed)
     }
 
-    /// Whether the cluster has a network that we made.
+    /// Names of the cluster's networks that we made.
     ///
     /// # Errors
     /// If the daemon does not answer.
-    pub async fn is_network_ours(&self, cluster: &str) -> Outcome<bool> {
-        let network = self.network(&network_name(cluster)).await?;
-        let label = network.and_then(|network| network.labels?.get(LABEL_CLUSTER).cloned());
-        Ok(label.is_some_and(|label| label == cluster))
+    pub async fn networks(&self, cluster: &str) -> Outcome<Vec<String>> {
+        let mut ours = Vec::new();
+        for name in [network_name(cluster), way_out_name(cluster)] {
+            if self.network(&name).await?.is_some_and(|network| is_ours(&network, cluster)) {
+                ours.push(name);
+            }
+        }
+        Ok(ours)
     }
 
     async fn network(&self, name: &str) -> Outcome<Option<NetworkInspect>> {
@@ -136,6 +189,10 @@ impl DockerEngine {
         let free = free_subnet(&taken).map_or_else(String::new, |free| format!("; {free} is free"));
         Ok(EngineError::Refused(format!("the subnet {wanted} overlaps with {other}{free}")))
     }
+}
+
+fn is_ours(network: &NetworkInspect, cluster: &str) -> bool {
+    network.labels.as_ref().and_then(|labels| labels.get(LABEL_CLUSTER)).is_some_and(|label| label == cluster)
 }
 
 /// An IPv4 subnet.

@@ -2,7 +2,7 @@
 
 use crate::engine::{ContainerSpec, EngineError, Host, MountSource, NODE_USER, Outcome};
 use bollard::models::{
-    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Mount, MountType,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Mount, MountType,
     NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use std::collections::HashMap;
@@ -11,6 +11,10 @@ use std::collections::HashMap;
 const MIN_MEMORY_BYTES: u64 = 6 << 20;
 /// Less CPU than this the daemon refuses, in cores.
 const MIN_CPUS: f64 = 0.01;
+/// Where the daemon asks for names that it does not know itself, for a container with closed DNS: the
+/// container's own loopback, where nobody answers. Without it a daemon whose host has a resolver on its own
+/// loopback would ask that one, and so carry words out of a network without a way out.
+const NOBODY: &str = "127.0.0.1";
 
 /// What the daemon would refuse, refused in words that say what would do.
 pub(super) fn check(spec: &ContainerSpec, host: &Host) -> Outcome<()> {
@@ -31,7 +35,8 @@ pub(super) fn check(spec: &ContainerSpec, host: &Host) -> Outcome<()> {
 
 /// The request that makes a hardened container (contract section 7).
 pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
-    let tmp = format!("size={},mode=1777,nosuid,nodev", spec.tmpfs_bytes);
+    // `exec`: a build or a test suite runs what it has made in its work directory, which is below `/tmp`.
+    let tmp = format!("size={},mode=1777,nosuid,nodev,exec", spec.tmpfs_bytes);
     let memory = spec.memory_bytes.and_then(|bytes| i64::try_from(bytes).ok());
     let host_config = HostConfig {
         // Cores are at most the host's (checked), so the product fits.
@@ -48,6 +53,7 @@ pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         group_add: Some(spec.groups.clone()).filter(|groups| !groups.is_empty()),
         mounts: Some(spec.mounts.iter().map(mount).collect()),
         network_mode: spec.network.clone(),
+        dns: spec.closed_dns.then(|| vec![NOBODY.to_owned()]),
         port_bindings: Some(spec.publish.iter().map(port_binding).collect()),
         cgroup_parent: spec.cgroup_parent.clone(),
         restart_policy: Some(RestartPolicy {
@@ -64,6 +70,11 @@ pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         user: Some(spec.user.clone().unwrap_or_else(|| NODE_USER.to_owned())),
         labels: Some(spec.labels().into_iter().collect()),
         exposed_ports: Some(spec.publish.iter().map(|publish| format!("{}/tcp", publish.port)).collect()),
+        // What another image may say of these is meant for its own program: a directory that our user may
+        // not enter, a signal that ours does not know, a check of something that does not run.
+        working_dir: Some("/".to_owned()),
+        stop_signal: Some("SIGTERM".to_owned()),
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         attach_stdin: Some(spec.takes_stdin),
         open_stdin: Some(spec.takes_stdin),
         stdin_once: Some(spec.takes_stdin),

@@ -1,8 +1,9 @@
 //! Carrying actions out.
 
 use crate::{
-    engine::{Engine, EngineError, Outcome, Stdin},
+    engine::{Engine, EngineError, Filter, Outcome, Stdin},
     master::Master,
+    mounts::{self, MountError},
     template::{NodeTemplate, Surroundings},
 };
 use futures_util::{StreamExt as _, stream};
@@ -63,6 +64,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Engine(EngineError),
     #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
     Master(client::Error),
     #[error("the master did not answer within {} s", CALL.as_secs())]
     MasterSilent,
@@ -74,7 +77,7 @@ impl Failure {
         match self {
             Self::MasterSilent => true,
             Self::Master(error) => error.status().is_none_or(|status| status >= 500 || status == 429),
-            Self::NameTaken | Self::Engine(_) => false,
+            Self::NameTaken | Self::Engine(_) | Self::Mount(_) => false,
         }
     }
 }
@@ -161,8 +164,13 @@ impl Actor {
 
     async fn create(&self, name: &str, prepared: &Prepared) -> Result<(), Failure> {
         prepared.volume_filled.get_or_try_init(|| self.fill_volume(&prepared.template)).await?;
+        let spec = prepared.template.spec(name);
+        if self.engine.is_isolated() {
+            // At each creation, because a task may have changed what is below a folder since the last one.
+            mounts::check(&spec.mounts, &self.surroundings.allow_mounts)?;
+        }
         let token = bounded(self.master.join_token(name)).await?;
-        let id = self.engine.create(&prepared.template.spec(name)).await?;
+        let id = self.engine.create(&spec).await?;
         let started = self.engine.start(&id, Some(Stdin(token))).await;
         if started.is_err() {
             // Not to be left behind; if this fails too, the next plan removes it.
@@ -173,7 +181,12 @@ impl Actor {
 
     async fn fill_volume(&self, template: &NodeTemplate) -> Result<(), Failure> {
         let Some(filler) = template.volume_filler(&self.surroundings) else { return Ok(()) };
-        let id = self.engine.create(&filler).await?;
+        // One that a manager left behind that died in between.
+        let ours = self.engine.list(&Filter::cluster(&self.surroundings.cluster)).await?;
+        if let Some(left) = ours.iter().find(|listed| listed.name == filler.name) {
+            self.engine.remove(&left.id).await?;
+        }
+        let id = self.engine.create(&filler).await.map_err(Failure::Engine)?;
         Ok(self.engine.remove(&id).await?)
     }
 

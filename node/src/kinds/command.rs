@@ -57,6 +57,8 @@ const EXIT_CHILD_KILLED: i32 = 128 + 9;
 pub struct Commands {
     /// Where private work directories are made.
     work_root: PathBuf,
+    /// Environment of all of them; what a kind or a task says itself counts.
+    env: BTreeMap<String, String>,
     blame: Blame,
     tasks: Tasks,
 }
@@ -120,7 +122,13 @@ impl Commands {
     /// Commands whose work directories are made below `work_root`, and which are told to `tasks`.
     #[must_use]
     pub fn new(work_root: PathBuf, oom: OomCounter, tasks: Tasks) -> Self {
-        Self { work_root, blame: Blame::new(oom), tasks }
+        Self { work_root, env: BTreeMap::new(), blame: Blame::new(oom), tasks }
+    }
+
+    /// The same with an environment that all commands get, beside their own.
+    #[must_use]
+    pub fn with_env(self, env: BTreeMap<String, String>) -> Self {
+        Self { env, ..self }
     }
 
     /// Looks whether the kernel killed something; to be done every now and then while programs run.
@@ -183,7 +191,7 @@ impl Commands {
     ) -> Result<Finished, NotStarted> {
         let directory =
             WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
-        let program = program(task, &command, &directory.path).map_err(NotStarted::Program)?;
+        let program = program(task, &self.env, &command, &directory.path).map_err(NotStarted::Program)?;
         self.blame.look();
         let started = Instant::now();
         let mut pipes = Pipes::new(command.stdin, command.stdout, Capture::end(STDERR_BYTES));
@@ -227,8 +235,13 @@ enum NotStarted {
 }
 
 /// What is started for a task in its directory. Its environment is clean but for a few variables, of which
-/// its own and the kind's may replace all but the task's id.
-fn program(task: TaskId, command: &Command<'_>, directory: &Path) -> io::Result<Program> {
+/// those of the node, the kind and the task may replace all but the task's id, the later the earlier.
+fn program(
+    task: TaskId,
+    of_node: &BTreeMap<String, String>,
+    command: &Command<'_>,
+    directory: &Path,
+) -> io::Result<Program> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     let id = OsString::from(task.to_string());
     let mut environment: BTreeMap<&str, &OsStr> = BTreeMap::from([
@@ -236,7 +249,7 @@ fn program(task: TaskId, command: &Command<'_>, directory: &Path) -> io::Result<
         ("HOME", directory.as_os_str()),
         ("TMPDIR", directory.as_os_str()),
     ]);
-    environment.extend(command.env.iter().map(|(name, value)| (name.as_str(), OsStr::new(value))));
+    environment.extend(of_node.iter().chain(command.env).map(|(name, value)| (name.as_str(), OsStr::new(value))));
     environment.insert(TASK_ID_VARIABLE, &id);
     Program::new(&command.argv, &environment, directory)
 }
