@@ -14,6 +14,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod images;
 pub mod manager;
 
 pub use cluster::{Cluster, Node};

@@ -119,8 +119,11 @@ async fn refuse_impossible(
             manager.host_cores
         )));
     }
-    let containers_only =
-        [("--image", args.image.is_some()), ("--mount", !args.mount.is_empty()), ("--user", args.user.is_some())];
+    let containers_only = [
+        ("--image", args.image.is_some()),
+        ("--mount", !args.mount.is_empty()),
+        ("--user", args.user.is_some()),
+    ];
     let Some((flag, _)) = containers_only.into_iter().find(|(_, given)| *given) else { return Ok(()) };
     if manager.is_some_and(|manager| !manager.runtime.starts_with("docker")) {
         return Err(Failure::Usage(format!(

@@ -249,7 +249,8 @@ fn program(
         ("HOME", directory.as_os_str()),
         ("TMPDIR", directory.as_os_str()),
     ]);
-    environment.extend(of_node.iter().chain(command.env).map(|(name, value)| (name.as_str(), OsStr::new(value))));
+    environment
+        .extend(of_node.iter().chain(command.env).map(|(name, value)| (name.as_str(), OsStr::new(value))));
     environment.insert(TASK_ID_VARIABLE, &id);
     Program::new(&command.argv, &environment, directory)
 }
