@@ -79,15 +79,35 @@ impl Cluster {
         Self::start("process", arguments)
     }
 
+    /// Tries to bring a cluster of containers of this name up, whatever comes of it, and takes it down again.
+    #[must_use]
+    pub fn try_up(name: &str, arguments: &[&str]) -> Ran {
+        Self::try_start(name, "docker", arguments).1
+    }
+
     fn start(runtime: &str, arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let cluster = Self { name, port: free_port(), state: tempfile::tempdir().unwrap() };
+        let (cluster, ran) = Self::try_start(&name, runtime, arguments);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        cluster
+    }
+
+    fn try_start(name: &str, runtime: &str, arguments: &[&str]) -> (Self, Ran) {
+        let cluster = Self { name: name.to_owned(), port: free_port(), state: tempfile::tempdir().unwrap() };
         let listen = format!("127.0.0.1:{}", cluster.port);
         let up = [&["up", "--detach", "--runtime", runtime, "--listen", &listen], arguments].concat();
         let ran = cluster.try_evenkeel(&up);
-        assert_eq!(ran.code, 0, "{ran:?}");
-        cluster
+        (cluster, ran)
+    }
+
+    /// The administrator's token.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.state.path().join("admin.token")).unwrap().trim().to_owned()
     }
 
     /// The `evenkeel` command against this cluster.
