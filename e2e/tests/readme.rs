@@ -1,26 +1,26 @@
-//! What the README prints, as it prints it.
+//! What the README and the page of one's own work print, as they print it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{evenkeel_binary, eventually, try_run};
+use e2e::{docker, evenkeel_binary, eventually, images::debian_python, try_run};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-fn readme() -> String {
+/// The block below a heading of a page.
+fn block(page: &str, heading: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    fs::read_to_string(root.join("README.md")).unwrap()
-}
-
-/// The commands of the block below a heading; lines that end in a backslash go on in the next.
-fn commands(heading: &str) -> Vec<String> {
-    let text = readme();
+    let text = fs::read_to_string(root.join(page)).unwrap();
     let section =
         text.split(&format!("## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
-    let block = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
-    block
+    section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap().to_owned()
+}
+
+/// The commands of the README's block below a heading; lines that end in a backslash go on in the next.
+fn commands(heading: &str) -> Vec<String> {
+    block("README.md", heading)
         .replace("\\\n", " ")
         .lines()
         .map(str::trim)
@@ -191,4 +191,75 @@ fn the_compose_file_brings_up_a_master_and_a_manager() {
         );
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
+}
+
+/// Runs an example of the page whole, in a cluster of the test's own; what its lines promise is printed.
+fn own_work(heading: &str, cluster: &str, address: &str) -> Bench {
+    struct End<'a>(&'a Bench, String);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            let _ = try_run(&mut self.0.shell(&format!("{}; evenkeel down", self.1)), "");
+        }
+    }
+    let script = block("docs/your-own-work.md", heading);
+    let promised: Vec<_> = script.lines().filter_map(|line| line.split_once("    # ")).collect();
+    assert!(!promised.is_empty(), "{heading} promises nothing");
+    let bench = Bench::new();
+    {
+        // The page's cluster is `default`; a test must not meet one that is really used. `-e`: each line succeeds.
+        let own = format!("set -e; export EVENKEEL_CLUSTER={cluster} EVENKEEL_LISTEN={address}");
+        let _end = End(&bench, own.clone());
+        let printed = bench.run(&format!("{own}\n{script}"));
+        let mut lines = printed.lines().map(str::trim);
+        for (line, result) in promised {
+            assert!(lines.any(|line| line == result), "{line} does not print {result}, but:\n{printed}");
+        }
+    }
+    bench
+}
+
+/// An image of a registry, which cannot be asked here: a small Debian stands for it unless it is there.
+struct StandIn(Option<&'static str>);
+
+impl StandIn {
+    fn new(name: &'static str) -> Self {
+        let there = try_run(Command::new("docker").args(["image", "inspect", name]), "").code == 0;
+        if there {
+            return Self(None);
+        }
+        docker(&["tag", debian_python(), name]);
+        Self(Some(name))
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        if let Some(name) = self.0 {
+            let _ = try_run(Command::new("docker").args(["rmi", name]), "");
+        }
+    }
+}
+
+#[test]
+fn an_image_of_your_own_works_as_printed() {
+    let _image = e2e::images::Image { name: "own-pi".to_owned() };
+    let bench = own_work("An image of your own", "t-own-image", "127.0.0.1:17441");
+    let results = fs::read_to_string(bench.folder.path().join("own-work/results.ndjson")).unwrap();
+    assert_eq!(results.matches("\"3.14").count(), 8, "{results}");
+}
+
+#[test]
+fn a_folder_of_files_works_as_printed() {
+    let _image = StandIn::new("debian:stable-slim");
+    let bench = own_work("A folder of files", "t-own-files", "127.0.0.1:17442");
+    for n in 1..=8 {
+        let file = bench.folder.path().join(format!("own-work/out/part-{n}.txt.gz"));
+        assert!(file.metadata().unwrap().len() > 100_000, "{n}");
+    }
+}
+
+#[test]
+fn a_python_script_works_as_printed() {
+    let _image = StandIn::new("python:3-slim");
+    own_work("A Python script with its result", "t-own-python", "127.0.0.1:17443");
 }
