@@ -4,6 +4,9 @@
 //! Nodes of 0.2, 0.4 and 0.8 cores work off a backlog of equal tasks; then `evenkeel burn` starts inside the
 //! largest. Printed are, from 3 s later: how often a task waited on that node while another slot was free, how
 //! far its predicted times are off, and the throughput of the other nodes before and after.
+//!
+//! A task uses about a second of CPU, so that the 100 ms periods of the CFS quota are small against it. The
+//! throughput of a node is counted from its first end of a task to its last, so that whole tasks are counted.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,18 +19,19 @@
 use e2e::{Cluster, docker};
 use serde_json::Value;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-const SECONDS: u64 = 30;
+const WARM_UP: Duration = Duration::from_secs(25);
+const WINDOW: Duration = Duration::from_secs(90);
 const SIZES: [(&str, &str); 3] = [("small", "0.2"), ("middle", "0.4"), ("large", "0.8")];
 
 fn backlog(cluster: &Cluster) -> Child {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":37}}\n".repeat(4_000)).unwrap();
+    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":41}}\n".repeat(2_000)).unwrap();
     let (_, path) = file.keep().unwrap();
     cluster
         .command()
@@ -38,32 +42,36 @@ fn backlog(cluster: &Cluster) -> Child {
         .unwrap()
 }
 
-fn completed(cluster: &Cluster) -> HashMap<String, f64> {
-    cluster.nodes().iter().map(|node| (node.text("name").to_owned(), node.number("completed"))).collect()
+/// Tasks in this state on this node.
+fn tasks(cluster: &Cluster, state: &str, node: &str) -> Vec<Value> {
+    let list = ["task", "list", "--state", state, "--node", node, "--limit", "500", "-o", "json"];
+    cluster.try_evenkeel(&list).json()["items"].as_array().unwrap().clone()
 }
 
-fn rates(cluster: &Cluster) -> HashMap<String, f64> {
-    let (before, started) = (completed(cluster), Instant::now());
-    thread::sleep(Duration::from_secs(SECONDS));
-    let (after, seconds) = (completed(cluster), started.elapsed().as_secs_f64());
-    after.into_iter().map(|(name, count)| (name.clone(), (count - before[&name]) / seconds)).collect()
+fn seconds(time: &Value) -> f64 {
+    let time: jiff::Timestamp = time.as_str().unwrap().parse().unwrap();
+    time.as_nanosecond() as f64 / 1e9
 }
 
-fn main() {
-    let cluster = Cluster::up(&["--nodes", "0"]);
-    let containers: HashMap<&str, String> =
-        SIZES.iter().map(|(name, cpus)| (*name, cluster.add_node(name, cpus))).collect();
-    let mut batch = backlog(&cluster);
-    thread::sleep(Duration::from_secs(6));
-    let before = rates(&cluster);
-    docker(&["exec", "-d", &containers["large"], "/evenkeel", "burn", "--cores", "1", "--seconds", "120"]);
-    thread::sleep(Duration::from_secs(3));
+/// What a node did in a window: tasks per second, and CPU milliseconds of one.
+fn pace(cluster: &Cluster, node: &str, from: jiff::Timestamp, to: jiff::Timestamp) -> (f64, f64) {
+    let (from, to) = (from.as_nanosecond() as f64 / 1e9, to.as_nanosecond() as f64 / 1e9);
+    let within: Vec<(f64, f64)> = tasks(cluster, "succeeded", node)
+        .iter()
+        .map(|task| (seconds(&task["finished_at"]), task["cpu_ms"].as_f64().unwrap()))
+        .filter(|(at, _)| (from..=to).contains(at))
+        .collect();
+    let ends = || within.iter().map(|(at, _)| *at);
+    let (first, last) = (ends().fold(f64::MAX, f64::min), ends().fold(f64::MIN, f64::max));
+    let count = within.len() as f64;
+    ((count - 1.0) / (last - first), within.iter().map(|(_, cpu)| cpu).sum::<f64>() / count)
+}
 
-    let large = cluster.node("large").unwrap().text("id").to_owned();
-    let (mut looks, mut waited, mut errors) = (0, 0, Vec::new());
-    let mut predicted: HashMap<String, f64> = HashMap::new();
-    let end = Instant::now() + Duration::from_secs(SECONDS);
-    let (counts, started) = (completed(&cluster), Instant::now());
+/// Watches the hogged node for a window: looks, looks at which a task waited there while another slot was free,
+/// and what was predicted for each task seen running.
+fn watch(cluster: &Cluster, large: &str) -> (u32, u32, BTreeMap<String, f64>) {
+    let (mut looks, mut waited, mut predicted) = (0, 0, BTreeMap::new());
+    let end = Instant::now() + WINDOW;
     while Instant::now() < end {
         let nodes = cluster.nodes();
         let over = nodes
@@ -74,53 +82,67 @@ fn main() {
             .any(|node| node.text("name") != "large" && node.number("running") < node.number("slots"));
         looks += 1;
         waited += u32::from(over && free);
-        let running: Value = cluster
-            .try_evenkeel(&["task", "list", "--state", "running", "--node", &large, "-o", "json"])
-            .json();
-        for task in running["items"].as_array().unwrap() {
+        for task in tasks(cluster, "running", large) {
             let id = task["id"].as_str().unwrap();
             if !predicted.contains_key(id) {
-                let explain = cluster.try_evenkeel(&["task", "explain", id, "-o", "json"]);
-                if let Some(ms) = serde_json::from_str::<Value>(&explain.stdout)
-                    .ok()
-                    .and_then(|why| why["predicted_run_ms"].as_f64())
-                {
+                let why: Value = cluster.try_evenkeel(&["task", "explain", id, "-o", "json"]).json();
+                if let Some(ms) = why["predicted_run_ms"].as_f64() {
                     predicted.insert(id.to_owned(), ms);
                 }
             }
         }
+        thread::sleep(Duration::from_millis(100));
     }
-    let (after, seconds) = (completed(&cluster), started.elapsed().as_secs_f64());
-    thread::sleep(Duration::from_secs(2));
-    let mut pairs = Vec::new();
-    for (id, ms) in &predicted {
-        if let Some(took) = cluster.task(id)["run_ms"].as_f64() {
-            pairs.push(format!("{ms:.0}/{took:.0}"));
-            errors.push((ms / took - 1.0) * 100.0);
-        }
-    }
-    errors.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    (looks, waited, predicted)
+}
+
+fn main() {
+    let cluster = Cluster::up(&["--nodes", "0"]);
+    let containers: HashMap<&str, String> =
+        SIZES.iter().map(|(name, cpus)| (*name, cluster.add_node(name, cpus))).collect();
+    let id = |name: &str| cluster.node(name).unwrap().text("id").to_owned();
+    let mut batch = backlog(&cluster);
+    thread::sleep(WARM_UP);
+    let before = jiff::Timestamp::now();
+    // The same looks as with the hog, so that they cost the same.
+    let (_, _, predicted_alone) = watch(&cluster, &id("large"));
+    let hogged = jiff::Timestamp::now();
+    let hog_s = (WINDOW + WARM_UP).as_secs().to_string();
+    docker(&["exec", "-d", &containers["large"], "/evenkeel", "burn", "--cores", "1", "--seconds", &hog_s]);
+    thread::sleep(Duration::from_secs(3));
+    let after = jiff::Timestamp::now();
+    let (looks, waited, predicted) = watch(&cluster, &id("large"));
+    let end = jiff::Timestamp::now();
+    thread::sleep(Duration::from_secs(5));
     println!(
         "looks at the nodes: {looks}; a task waited on the hogged node while another slot was free: {waited}"
     );
-    if errors.is_empty() {
-        println!("no task of the hogged node was seen running");
-    } else {
-        println!("predicted/taken in ms: {}", pairs.join(" "));
-        let within = errors.iter().filter(|error| error.abs() <= 25.0).count();
+    for (when, predicted) in [("before", predicted_alone), ("with the hog", predicted)] {
+        let mut pairs = Vec::new();
+        let mut errors = Vec::new();
+        for (id, ms) in &predicted {
+            if let Some(took) = cluster.task(id)["run_ms"].as_f64() {
+                pairs.push(format!("{ms:.0}/{took:.0}"));
+                errors.push((ms / took - 1.0) * 100.0);
+            }
+        }
+        errors.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+        let within = errors.iter().filter(|error: &&f64| error.abs() <= 25.0).count();
+        println!("large, {when}: predicted/taken in ms: {}", pairs.join(" "));
         println!(
-            "predicted against taken on the hogged node: {} tasks, median error {:.0} %, worst {:.0} %, within 25 %: {within}",
+            "large, {when}: {} tasks, median error {:.0} %, worst {:.0} %, within 25 %: {within}",
             errors.len(),
-            errors[errors.len() / 2],
-            errors[errors.len() - 1]
+            errors.get(errors.len() / 2).unwrap_or(&f64::NAN),
+            errors.last().unwrap_or(&f64::NAN)
         );
     }
     for (name, _) in SIZES {
-        let now = (after[name] - counts[name]) / seconds;
+        let (was, was_cpu) = pace(&cluster, &id(name), before, hogged);
+        let (now, now_cpu) = pace(&cluster, &id(name), after, end);
         println!(
-            "{name}: {:.2} tasks/s before, {now:.2} with the hog ({:+.1} %)",
-            before[name],
-            (now / before[name] - 1.0) * 100.0
+            "{name}: {was:.3} tasks/s before, {now:.3} with the hog ({:+.1} %); CPU a task {was_cpu:.0} ms, {now_cpu:.0} ms ({:+.1} %)",
+            (now / was - 1.0) * 100.0,
+            (now_cpu / was_cpu - 1.0) * 100.0
         );
     }
     batch.kill().unwrap();
