@@ -40,7 +40,7 @@ const REGISTER_WITHIN: Duration = Duration::from_secs(15);
 /// The CPU is looked at this often while tasks run, and with results and reports.
 const SAMPLE_BUSY: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS);
 /// And this often at rest, where the usual reports look often enough: a wake-up costs more than the look.
-const SAMPLE_IDLE: Duration = Duration::from_millis(600);
+const SAMPLE_IDLE: Duration = Duration::from_millis(1_100);
 /// Reports out of turn are this far apart at least.
 const REPORT_APART: Duration = Duration::from_millis(250);
 /// Strays are looked for this often while something runs or was found, and where nothing does every so many
@@ -154,7 +154,7 @@ impl Agent {
             ..crate::cpu::Config::default()
         })?;
         let reading = sampler.sample()?;
-        let cores = sampler.allotted_cores()?;
+        let cores = reading.allotted_cores;
         let boot_id = BootId(uuid::Uuid::now_v7());
         let abilities = Abilities {
             own: config.kinds.iter().map(|kind| (kind.info.name.clone(), kind.clone())).collect(),
@@ -422,9 +422,8 @@ impl Agent {
         }
         let every = if busy { SAMPLE_BUSY } else { SAMPLE_IDLE };
         self.next_sample = Instant::now() + every;
-        let looked = self.sampler.sample().and_then(|reading| Ok((reading, self.sampler.allotted_cores()?)));
-        let (reading, cores) = match looked {
-            Ok(looked) => looked,
+        let reading = match self.sampler.sample() {
+            Ok(reading) => reading,
             Err(error) => {
                 // No figure is made up: without reports the master takes the node for suspect.
                 tracing::warn!("{error}");
@@ -435,6 +434,7 @@ impl Agent {
         if reading == self.reading {
             return None;
         }
+        let cores = reading.allotted_cores;
         self.reading = reading;
         if slots_of(cores) != slots_of(self.cores) {
             self.session.resize(self.now_us(), slots_of(cores), out);
@@ -496,7 +496,15 @@ impl Agent {
     fn reported(&mut self, node: NodeId, result: Result<ReportReply, client::Error>, out: &mut Vec<Effect>) {
         self.report_in_flight = false;
         self.report_failed = result.is_err();
-        let Err(error) = result else { return };
+        let error = match result {
+            Ok(reply) => {
+                if self.session.node() == Some(node) {
+                    self.session.report_answered(reply.report_interval_ms);
+                }
+                return;
+            }
+            Err(error) => error,
+        };
         tracing::debug!("report failed: {error}");
         // The session is over: connecting again finds out, and registers.
         if matches!(error.status(), Some(401 | 404 | 410)) && self.session.node() == Some(node) {

@@ -185,7 +185,7 @@ pub struct RunningTask {
 /// Answer of `POST /v1/nodes/{id}/report`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ReportReply {
-    /// How often to report from now on, 500 … 5,000.
+    /// How often to report from now on, 500 … 5,000; at least 900 while it has no work.
     pub report_interval_ms: u64,
 }
 

@@ -37,6 +37,26 @@ fn a_silent_node_is_suspect_then_lost_and_its_task_runs_elsewhere() {
 }
 
 #[test]
+fn a_node_at_rest_is_asked_for_half_as_many_reports_and_has_as_many_intervals_of_silence() {
+    let mut world = World::default();
+    let one = world.join(1, 1.0);
+    world.report(one, sample(1.0, None, 0.0));
+    assert_eq!(world.core.report_interval_of(one, world.now()), Some(900));
+    world.pass_ms(2_600, &[]);
+    assert_eq!(world.status(one), NodeStatus::Ready);
+    world.pass_ms(200, &[]);
+    assert_eq!(world.status(one), NodeStatus::Suspect);
+
+    world.report(one, sample(1.0, None, 0.0));
+    world.submit(burn(100));
+    assert_eq!(world.core.report_interval_of(one, world.now()), Some(500));
+    world.report(one, sample(1.0, None, 0.0));
+    world.pass_ms(1_600, &[]);
+    assert_eq!(world.status(one), NodeStatus::Suspect);
+    assert_eq!(world.core.report_interval_of(node(2), world.now()), None);
+}
+
+#[test]
 fn a_node_that_closed_its_channel_is_lost_after_two_seconds() {
     let mut world = World::default();
     let one = world.join(1, 1.0);

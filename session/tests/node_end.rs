@@ -393,6 +393,10 @@ fn an_impossible_report_interval_is_bounded() {
     bench.act(|s, now, out| s.connected(now, out));
     bench.hear(&[ToNode::Welcome(Welcome { epoch: EPOCH, version: VERSION, report_interval_ms: 0 })]);
     assert_eq!(bench.session.report_interval_ms(), 500);
+    bench.session.report_answered(1_000);
+    assert_eq!(bench.session.report_interval_ms(), 1_000);
+    bench.session.report_answered(u64::MAX);
+    assert_eq!(bench.session.report_interval_ms(), 5_000);
 }
 
 proptest! {

@@ -30,6 +30,8 @@ const LONGEST_GAP_NS: u64 = 500_000_000;
 const IDLE_GAP_NS: u64 = 450_000_000;
 /// Samples wait until their own cost is below this part of the allotted cores, within the two gaps.
 const COST_SHARE: f64 = 0.02;
+/// Limits are read with each sample while tasks run, and this often at rest.
+const IDLE_LIMITS_NS: u64 = 2_000_000_000;
 /// Others that use less than this part of a core are not looked for.
 const QUIET_PART: u64 = 200;
 /// Effective capacity that moves by more than this part is worth a report at once.
@@ -67,6 +69,8 @@ pub struct Reading {
     /// CPU over the last 500 … 1,000 ms; `None` until so much has passed since the first sample, or
     /// since a counter of the kernel was set back.
     pub cpu: Option<CpuSample>,
+    /// min(quota, CPUs of the cpuset), or what a node outside of a container was given, above 0.
+    pub allotted_cores: f64,
     /// Memory now.
     pub memory: MemorySample,
     /// Resident memory of the process groups of commands, in bytes, by the group's id; pages that
@@ -92,8 +96,18 @@ pub struct Sampler {
     looked_at_ns: Option<u64>,
     not_before_ns: u64,
     last: Option<Reading>,
+    /// The limits as last read, while they need not be read again.
+    limits: Option<Limits>,
     reported_cores: Option<f64>,
     quiet: Quiet,
+}
+
+/// What the node may use, as read at `at_ns`.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    at_ns: u64,
+    allotted_cores: f64,
+    memory_bytes: u64,
 }
 
 /// What tells that nothing in a container has changed, so that its processes need not be looked at.
@@ -181,6 +195,7 @@ impl Sampler {
             looked_at_ns: None,
             not_before_ns: 0,
             last: None,
+            limits: None,
             reported_cores: None,
             quiet: Quiet::default(),
         })
@@ -244,8 +259,7 @@ impl Sampler {
         if let Some(last) = self.last.as_ref().filter(|_| begun_ns < self.not_before_ns) {
             return Ok(last.clone());
         }
-        let limit_bytes = self.memory_limit_bytes()?;
-        let allotted_cores = self.allotted_cores()?;
+        let Limits { allotted_cores, memory_bytes, .. } = self.limits(begun_ns)?;
         let counters = match &self.place {
             Place::Container(group) => group.counters()?,
             Place::Host(_) => Counters::default(),
@@ -257,15 +271,33 @@ impl Sampler {
             None => walk.rss_bytes,
         };
         let cpu = self.window.span().map(|span| self.figures(&span, allotted_cores));
-        let reading =
-            Reading { cpu, memory: MemorySample { used_bytes, limit_bytes }, group_rss_bytes: walk.groups };
+        let memory = MemorySample { used_bytes, limit_bytes: memory_bytes };
+        let reading = Reading { cpu, allotted_cores, memory, group_rss_bytes: walk.groups };
         self.last = Some(reading.clone());
+        if !walk.idle {
+            self.limits = None;
+        }
         let now_ns = self.tasks.now_ns();
         // A sample takes far less than 2⁵³ ns and cores are above 0, so the casts are as good as exact.
         let gap_ns = ((now_ns - begun_ns) as f64 / (COST_SHARE * allotted_cores)) as u64;
         let shortest_ns = if walk.idle { IDLE_GAP_NS } else { SHORTEST_GAP_NS };
         self.not_before_ns = now_ns + gap_ns.clamp(shortest_ns, LONGEST_GAP_NS);
         Ok(reading)
+    }
+
+    /// The limits, which at rest may be some seconds old: they change by hand, and reading them is most of
+    /// what a sample costs then.
+    fn limits(&mut self, now_ns: u64) -> Result<Limits, Error> {
+        if let Some(limits) = self.limits.filter(|limits| now_ns < limits.at_ns + IDLE_LIMITS_NS) {
+            return Ok(limits);
+        }
+        let limits = Limits {
+            at_ns: now_ns,
+            allotted_cores: self.allotted_cores()?,
+            memory_bytes: self.memory_limit_bytes()?,
+        };
+        self.limits = Some(limits);
+        Ok(limits)
     }
 
     /// Whether what new work would get has moved by more than 15 % since [`Self::reported`] was last

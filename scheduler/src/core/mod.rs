@@ -286,9 +286,16 @@ impl Core {
         }
     }
 
-    /// How often nodes report, so that all together send at most 2,000 reports a second: 500 … 5,000 ms.
+    /// How often a node reports that has just come: 500 … 5,000 ms.
     #[must_use]
     pub fn report_interval_ms(&self) -> u64 {
-        node::report_interval_ms(self.alive)
+        node::report_interval_ms(self.alive, false)
+    }
+
+    /// How often this node reports from now on, 500 … 5,000 ms; `None` if it is not known (any more).
+    #[must_use]
+    pub fn report_interval_of(&self, id: NodeId, now: Now) -> Option<u64> {
+        let node = self.nodes.get(&id).filter(|node| node.is_shown(now.mono_us))?;
+        Some(node::report_interval_ms(self.alive, node.ledger.is_empty()))
     }
 }

@@ -5,7 +5,7 @@ use super::{Core, Effect, Node, NodeId, Now, Refusal, ReplyId, RunId, TaskId, Ti
 use crate::{
     effect::{Answer, Change, Order},
     event::RunEnded,
-    node::{Channel, SESSION_US, SHOWN_US},
+    node::{Channel, SESSION_US, SHOWN_US, report_interval_ms},
     record::{NodeRecord, Op},
 };
 use protocol::{
@@ -158,14 +158,14 @@ impl Core {
     }
 
     pub(super) fn report(&mut self, now: Now, id: NodeId, report: Report, out: &mut Vec<Effect>) {
-        let interval_ms = self.report_interval_ms();
+        let alive = self.alive;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let old = node.report_seq.is_some_and(|seq| report.seq <= seq);
         if node.removed || node.boot_id != report.boot_id || old || node.status == NodeStatus::Stopped {
             return;
         }
         node.report_seq = Some(report.seq);
-        node.interval_ms = interval_ms;
+        node.interval_ms = report_interval_ms(alive, node.ledger.is_empty());
         node.ip = report.ip;
         node.drains_itself = report.status == NodeStatus::Draining;
         let busy = node.ledger.busy_cores();

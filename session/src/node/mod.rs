@@ -332,7 +332,12 @@ impl Session {
         self.epoch
     }
 
-    /// How often to report, as the registration or the last welcome said.
+    /// The master answered a report, and said how often to report from now on.
+    pub fn report_answered(&mut self, report_interval_ms: u64) {
+        self.report_interval_ms = hear::bounded_interval(report_interval_ms);
+    }
+
+    /// How often to report, as the master said last.
     #[must_use]
     pub const fn report_interval_ms(&self) -> u64 {
         self.report_interval_ms
