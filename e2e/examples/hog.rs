@@ -25,8 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-const WARM_UP: Duration = Duration::from_secs(25);
-const WINDOW: Duration = Duration::from_secs(90);
+const WARM_UP: Duration = Duration::from_secs(20);
+const WINDOW: Duration = Duration::from_secs(60);
 const SIZES: [(&str, &str); 3] = [("small", "0.2"), ("middle", "0.4"), ("large", "0.8")];
 
 fn backlog(cluster: &Cluster) -> Child {
@@ -140,9 +140,12 @@ fn main() {
         let (was, was_cpu) = pace(&cluster, &id(name), before, hogged);
         let (now, now_cpu) = pace(&cluster, &id(name), after, end);
         println!(
-            "{name}: {was:.3} tasks/s before, {now:.3} with the hog ({:+.1} %); CPU a task {was_cpu:.0} ms, {now_cpu:.0} ms ({:+.1} %)",
+            "{name}: {was:.3} tasks/s before, {now:.3} with the hog ({:+.1} %); CPU a task {was_cpu:.0} ms, {now_cpu:.0} ms ({:+.1} %); cores for tasks {:.3}, {:.3} ({:+.1} %)",
             (now / was - 1.0) * 100.0,
-            (now_cpu / was_cpu - 1.0) * 100.0
+            (now_cpu / was_cpu - 1.0) * 100.0,
+            was * was_cpu / 1e3,
+            now * now_cpu / 1e3,
+            (now * now_cpu / (was * was_cpu) - 1.0) * 100.0
         );
     }
     batch.kill().unwrap();
