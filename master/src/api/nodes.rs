@@ -164,10 +164,8 @@ pub(crate) async fn report(
     if !matches!(report.status, NodeStatus::Ready | NodeStatus::Draining) {
         return Err(Problem::invalid("status must be ready or draining").into());
     }
-    let report_interval_ms = app
-        .query(move |core, now| core.report_interval_of(id, now))
-        .await?
-        .ok_or_else(|| unknown(id))?;
+    let report_interval_ms =
+        app.query(move |core, now| core.report_interval_of(id, now)).await?.ok_or_else(|| unknown(id))?;
     app.tell(Event::Report { node: id, report: Box::new(report) }).await?;
     Ok(Json(ReportReply { report_interval_ms }))
 }
