@@ -1,5 +1,6 @@
 //! Whom to talk to, with which token, for how long.
 
+use crate::tls::Trust;
 use session::retry::Policy;
 use std::{fmt, time::Duration};
 
@@ -40,9 +41,8 @@ pub struct ClientConfig {
     pub urls: Vec<String>,
     /// Sent to these URLs and nowhere else.
     pub token: Option<Token>,
-    /// The only CA certificates that are trusted, PEM, one or several. Needed for `https`: the system's are
-    /// not used (a container on an empty root has none).
-    pub ca_pem: Option<Vec<u8>>,
+    /// Whose certificates are trusted. Needed for `https`.
+    pub trust: Option<Trust>,
     /// Bounds of time.
     pub timeouts: Timeouts,
     /// Bounds of trying again.
@@ -54,7 +54,7 @@ impl ClientConfig {
     #[must_use]
     pub fn new(urls: &str) -> Self {
         let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        Self { urls, token: None, ca_pem: None, timeouts: Timeouts::default(), retry: Policy::default() }
+        Self { urls, token: None, trust: None, timeouts: Timeouts::default(), retry: Policy::default() }
     }
 
     /// With this token.
@@ -64,10 +64,10 @@ impl ClientConfig {
         self
     }
 
-    /// With this CA (PEM).
+    /// With this trust.
     #[must_use]
-    pub fn with_ca(mut self, ca_pem: Vec<u8>) -> Self {
-        self.ca_pem = Some(ca_pem);
+    pub fn with_trust(mut self, trust: Trust) -> Self {
+        self.trust = Some(trust);
         self
     }
 

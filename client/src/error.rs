@@ -17,6 +17,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// No connection that can be trusted.
+    #[error("no trusted connection to the master at {url}: {why}")]
+    Untrusted {
+        /// The last URL that was tried.
+        url: String,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Connected, but no whole answer in time.
     #[error("the master at {url} did not answer within {after_ms} ms; it may be overloaded or stopped")]
     Timeout {
@@ -74,7 +82,10 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broken { .. } => ErrorClass::Unreachable,
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::Timeout { .. }
+            | Self::Broken { .. } => ErrorClass::Unreachable,
             Self::Config(_) => ErrorClass::BadInput,
             Self::Answer { .. } | Self::BatchClosed => ErrorClass::Other,
             Self::Problem(problem) => match problem.status {
@@ -118,7 +129,7 @@ impl Error {
 
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Unreachable { .. } => Outcome::NotConnected,
+            Self::Unreachable { .. } | Self::Untrusted { .. } => Outcome::NotConnected,
             Self::Timeout { .. } | Self::Broken { .. } => Outcome::Broken,
             Self::Problem(problem) => {
                 let retry_after_ms = problem.retry_after_s.map(|s| u64::from(s) * 1_000);
@@ -134,6 +145,9 @@ impl Error {
         let url = url.origin().ascii_serialization();
         if error.is_timeout() && !error.is_connect() {
             return Self::Timeout { url, after_ms };
+        }
+        if let Some(why) = crate::tls::explain(error) {
+            return if error.is_connect() { Self::Untrusted { url, why } } else { Self::Broken { url, why } };
         }
         let mut why = String::new();
         let mut cause = std::error::Error::source(error);

@@ -6,11 +6,13 @@
 //! - `tasks`: submit, wait, cancel, list; [`batch`]: streams of tasks both ways;
 //! - `nodes`: what nodes, node-managers and operators say and ask; `pools`: what managers keep;
 //! - `cluster`: status, kinds, tokens, health;
+//! - [`tls`]: whose certificates are trusted;
 //! - [`Error`] (`error`): what went wrong, and the exit code that goes with it;
 //! - `transport`: one request with its attempts, decided by `session::retry`.
 //!
 //! What holds:
-//! 1. a token is sent only to the configured URLs: redirects are not followed, no proxy is used;
+//! 1. a token is sent only to the configured URLs: redirects are not followed, no proxy is used, and the URLs
+//!    are all `https` or none is;
 //! 2. a request is sent twice only if that cannot do its work twice (`session::retry`);
 //! 3. every call ends: attempts and their time are bounded, bodies too.
 //!
@@ -35,11 +37,13 @@ mod error;
 mod nodes;
 mod pools;
 mod tasks;
+pub mod tls;
 mod transport;
 
 pub use config::{ClientConfig, Timeouts, Token};
 pub use error::{Error, ErrorClass};
 pub use tasks::SubmitOptions;
+pub use tls::{Fingerprint, Trust};
 
 use std::sync::Arc;
 pub use transport::POOL_IDLE;
@@ -57,7 +61,8 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Config`] if there is no URL, one is not `http://` or `https://` with a host, carries a
-    /// password, query or fragment, `https` comes without a CA, or the CA or token cannot be read.
+    /// password, query or fragment, some are `https` and some not, `https` comes without trust, or the trust or
+    /// token cannot be read.
     pub fn new(config: ClientConfig) -> Result<Self, Error> {
         Ok(Self { transport: Arc::new(Transport::new(config)?) })
     }
@@ -66,6 +71,13 @@ impl Client {
     #[must_use]
     pub fn url(&self) -> String {
         self.transport.url().to_string()
+    }
+
+    /// TLS as this client speaks it, for callers that open connections of their own
+    /// ([`Client::work_channel_url`]).
+    #[must_use]
+    pub fn tls(&self) -> Arc<rustls::ClientConfig> {
+        self.transport.tls()
     }
 
     /// Takes the next of several masters, for callers that open connections of their own

@@ -1,6 +1,6 @@
 //! One request with its attempts.
 
-use crate::{Error, Token, config::ClientConfig};
+use crate::{Error, Token, config::ClientConfig, tls};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method,
@@ -12,7 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use session::retry::{Decision, Outcome, Policy, Retry};
 use std::{
     borrow::Cow,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -134,6 +137,7 @@ pub(crate) struct Transport {
     urls: Vec<Url>,
     current: AtomicUsize,
     config: ClientConfig,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 impl Transport {
@@ -144,25 +148,23 @@ impl Transport {
                 "no master is named; pass --master URL or run `evenkeel up`".to_owned(),
             ));
         }
-        if config.ca_pem.is_none() && urls.iter().any(|url| url.scheme() == "https") {
+        let secure = urls.iter().filter(|url| url.scheme() == "https").count();
+        if secure > 0 && secure < urls.len() {
             return Err(Error::Config(
-                "an https master needs its CA certificate; pass the file with --ca".to_owned(),
+                "some masters are named by https:// and some by http://; tokens would travel in clear text to those by http://, so name all by https://"
+                    .to_owned(),
+            ));
+        }
+        if config.trust.is_none() && secure > 0 {
+            return Err(Error::Config(
+                "an https master needs its CA certificate; pass the file, or its fingerprint sha256:…, with --ca"
+                    .to_owned(),
             ));
         }
         if let Some(token) = &config.token {
             bearer(token)?;
         }
-        let certificates = match &config.ca_pem {
-            None => Vec::new(),
-            Some(pem) => reqwest::Certificate::from_pem_bundle(pem)
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or_else(|| Error::Config("the CA file holds no PEM certificate".to_owned()))?,
-        };
-        // reqwest panics without a provider. If another thread installs one meanwhile, theirs is as good.
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
+        let tls = tls::config(config.trust.as_ref())?;
         let http = reqwest::Client::builder()
             .user_agent(concat!("evenkeel/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -172,10 +174,14 @@ impl Transport {
             .connect_timeout(config.timeouts.connect)
             .tcp_keepalive(Duration::from_secs(15))
             .pool_idle_timeout(POOL_IDLE)
-            .tls_certs_only(certificates)
+            .tls_backend_preconfigured(tls.clone())
             .build()
             .map_err(|error| Error::Config(format!("the HTTP client cannot be made: {error}")))?;
-        Ok(Self { http, urls, current: AtomicUsize::new(0), config })
+        Ok(Self { http, urls, current: AtomicUsize::new(0), config, tls: Arc::new(tls) })
+    }
+
+    pub(crate) fn tls(&self) -> Arc<rustls::ClientConfig> {
+        Arc::clone(&self.tls)
     }
 
     pub(crate) fn url(&self) -> &Url {

@@ -274,13 +274,16 @@ fn configurations_that_cannot_work_are_refused_with_a_reason() {
         ("http://user:secret@host", "user or password"),
         ("http://host/?a=b", "no query"),
         ("https://host", "CA certificate"),
+        ("https://one,http://two", "clear text"),
     ] {
         let error = Client::new(ClientConfig::new(urls)).unwrap_err();
         assert!(error.to_string().contains(needle), "{urls}: {error}");
         assert!(!error.to_string().contains("secret"));
         assert_eq!(error.exit_code(), 2);
     }
-    let error = Client::new(ClientConfig::new("https://host").with_ca(b"no PEM".to_vec())).unwrap_err();
+    let error =
+        Client::new(ClientConfig::new("https://host").with_trust(Trust::Certificates(b"no PEM".to_vec())))
+            .unwrap_err();
     assert!(error.to_string().contains("PEM"), "{error}");
     let error = Client::new(ClientConfig::new("http://h").with_token(Token::new("a\nb"))).unwrap_err();
     assert!(matches!(error, Error::Config(_)));

@@ -2,8 +2,11 @@
 
 use crate::{cli::Global, exit::Failure};
 use clap::Args;
-use client::{Client, ClientConfig, Token};
-use service::{Secret, state::Context};
+use client::{Client, ClientConfig, Token, Trust};
+use service::{
+    Secret,
+    state::{Context, is_fingerprint},
+};
 use std::{fs, path::PathBuf};
 
 /// Where a master is when nobody says.
@@ -30,7 +33,7 @@ pub(crate) struct ConnectArgs {
     /// File with the token, '-' for standard input [default: the one of the cluster's context]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// CA to trust, PEM; needed for https
+    /// CA to trust, a PEM file or the fingerprint sha256:…; needed for https [default: the one of the cluster's context]
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
@@ -44,7 +47,7 @@ pub(crate) struct Connection {
     pub token: Option<Secret>,
     /// The file that it is from.
     pub token_file: Option<PathBuf>,
-    /// The CA's file.
+    /// The CA's file, or its fingerprint.
     pub ca: Option<PathBuf>,
 }
 
@@ -57,7 +60,7 @@ impl ConnectArgs {
     pub(crate) fn resolve(&self, global: &Global) -> Result<Connection, Failure> {
         let context = self.context(global)?;
         let variable = std::env::var("EVENKEEL_TOKEN").ok().filter(|token| !token.trim().is_empty());
-        let found = self.merge(context);
+        let found = self.merge(context)?;
         let token = match (&self.token_file, variable, &found.token_file) {
             (None, Some(text), _) => Some(service::token::parse("the variable EVENKEEL_TOKEN", &text)?),
             (Some(path), _, _) | (None, None, Some(path)) => Some(service::token::read(path)?),
@@ -91,18 +94,26 @@ impl ConnectArgs {
         flags
     }
 
-    fn merge(&self, context: Option<Context>) -> Connection {
+    fn merge(&self, context: Option<Context>) -> Result<Connection, Failure> {
         let asked = self.master.as_deref().map(|master| master.trim_end_matches('/'));
+        if let (Some(asked), Some(context)) = (asked, &context)
+            && let Some(url) = downgraded(asked, &context.master)
+        {
+            return Err(Failure::Usage(format!(
+                "--master {url}: the cluster's context names this master by https://, and by http:// tokens and tasks would go over the network in clear text; use {}",
+                context.master
+            )));
+        }
         let context =
             context.filter(|context| asked.is_none_or(|asked| same_masters(asked, &context.master)));
         let master = self.master.clone().or_else(|| context.as_ref().map(|context| context.master.clone()));
         let (token_file, ca) = context.map_or((None, None), |context| (context.token_file, context.ca));
-        Connection {
+        Ok(Connection {
             master: master.unwrap_or_else(|| DEFAULT_MASTER.to_owned()),
             token: None,
             token_file: self.token_file.clone().or(token_file),
             ca: self.ca.clone().or(ca),
-        }
+        })
     }
 
     /// A client of what was found.
@@ -119,7 +130,23 @@ impl ConnectArgs {
 /// # Errors
 /// If the context cannot be read.
 pub(crate) fn locate(args: &ConnectArgs, global: &Global) -> Result<Connection, Failure> {
-    Ok(args.merge(args.context(global)?))
+    args.merge(args.context(global)?)
+}
+
+/// The URL among these that is one of the context's, but by `http` where the context has `https`.
+fn downgraded<'a>(asked: &'a str, context: &str) -> Option<&'a str> {
+    let trimmed = |url: &'a str| url.trim().trim_end_matches('/');
+    let secure: Vec<_> = context.split(',').filter_map(|url| url.trim().strip_prefix("https://")).collect();
+    asked.split(',').map(trimmed).find(|url| {
+        let plain = url.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+        plain.is_some()
+            && secure.iter().any(|host| host.trim_end_matches('/').eq_ignore_ascii_case(&url[7..]))
+    })
+}
+
+/// Whether the first of these masters is named by `https`; a client refuses a list that has both.
+pub(crate) fn is_https(masters: &str) -> bool {
+    masters.trim_start().get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
 fn same_masters(one: &str, other: &str) -> bool {
@@ -140,26 +167,34 @@ impl Connection {
         if let Some(token) = &self.token {
             config = config.with_token(Token::new(token.expose()));
         }
-        if let Some(pem) = self.ca_pem()? {
-            config = config.with_ca(pem);
+        if let Some(trust) = self.trust()? {
+            config = config.with_trust(trust);
         }
         Ok(Client::new(config)?)
     }
 
-    /// The CA's certificates.
+    /// Whose certificates are trusted.
     ///
     /// # Errors
-    /// If the file cannot be read.
-    pub(crate) fn ca_pem(&self) -> Result<Option<Vec<u8>>, Failure> {
-        let read = |path: &PathBuf| {
-            fs::read(path)
-                .map_err(|error| Failure::Usage(format!("the CA {} cannot be read: {error}", path.display())))
-        };
-        self.ca.as_ref().map(read).transpose()
+    /// If the CA's file cannot be read, or the fingerprint is none.
+    pub(crate) fn trust(&self) -> Result<Option<Trust>, Failure> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        if is_fingerprint(path) {
+            return Ok(Some(Trust::Pinned(path.to_string_lossy().parse()?)));
+        }
+        let read = fs::read(path);
+        let wrong = |error| Failure::Usage(format!("the CA {} cannot be read: {error}", path.display()));
+        read.map(Trust::Certificates).map(Some).map_err(wrong)
+    }
+
+    /// Whether the master is reached by TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        is_https(&self.master)
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -178,25 +213,54 @@ mod tests {
     }
 
     #[test]
+    fn a_master_of_the_context_is_not_addressed_in_clear_text() {
+        let context = Context { master: "https://127.0.0.1:7400".to_owned(), ..context().unwrap() };
+        let to = |master: &str| {
+            // Not even with a token that is named.
+            let token_file = Some("mine".into());
+            let args = ConnectArgs { master: Some(master.to_owned()), token_file, ca: None };
+            args.merge(Some(context.clone()))
+        };
+        for downgraded in [
+            "http://127.0.0.1:7400",
+            "http://127.0.0.1:7400/",
+            "HTTP://127.0.0.1:7400",
+            "http://a:1,http://127.0.0.1:7400",
+        ] {
+            let refused = to(downgraded).unwrap_err();
+            assert!(
+                refused.code() == 2 && refused.message().contains("clear text"),
+                "{downgraded}: {refused}"
+            );
+        }
+        to("http://127.0.0.1:7401").unwrap();
+        to("https://127.0.0.1:7400").unwrap();
+    }
+
+    #[test]
     fn without_flags_the_context_counts() {
-        let found = ConnectArgs::default().merge(context());
+        let found = ConnectArgs::default().merge(context()).unwrap();
         assert_eq!(found.master, "http://127.0.0.1:7400");
         assert_eq!(found.token_file, Some("/state/admin.token".into()));
-        assert_eq!(ConnectArgs::default().merge(None).master, DEFAULT_MASTER);
+        assert_eq!(ConnectArgs::default().merge(None).unwrap().master, DEFAULT_MASTER);
     }
 
     #[test]
     fn the_contexts_token_goes_to_no_other_url() {
         let to = |master: &str| ConnectArgs { master: Some(master.to_owned()), ..ConnectArgs::default() };
-        assert_eq!(to("http://192.0.2.1:7400").merge(context()).token_file, None);
-        assert_eq!(to("http://127.0.0.1:7400,http://192.0.2.1:7400").merge(context()).token_file, None);
-        assert!(to("http://127.0.0.1:7400/").merge(context()).token_file.is_some());
+        assert_eq!(to("http://192.0.2.1:7400").merge(context()).unwrap().token_file, None);
+        assert_eq!(
+            to("http://127.0.0.1:7400,http://192.0.2.1:7400").merge(context()).unwrap().token_file,
+            None
+        );
+        assert_eq!(to("https://127.0.0.1:7400").merge(context()).unwrap().token_file, None);
+        assert!(to("http://127.0.0.1:7400/").merge(context()).unwrap().token_file.is_some());
     }
 
     #[test]
     fn a_token_that_is_named_goes_where_it_is_told_to() {
         let args = ConnectArgs { token_file: Some("mine".into()), ..ConnectArgs::default() };
-        let found = args.merge(context());
+        let found = args.merge(context()).unwrap();
         assert_eq!((found.master.as_str(), found.token_file), ("http://127.0.0.1:7400", Some("mine".into())));
     }
 }

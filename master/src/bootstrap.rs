@@ -68,20 +68,26 @@ pub(crate) fn save_context(
     state: &StateDir,
     bound: SocketAddr,
     token_file: Option<&Path>,
+    ca: Option<&Path>,
 ) -> Result<(), Error> {
     let token_file = token_file.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.to_owned()));
-    state.save_context(&Context { master: reachable_url(bound), token_file, ca: None })?;
+    state.save_context(&Context {
+        master: reachable_url(bound, ca.is_some()),
+        token_file,
+        ca: ca.map(Path::to_owned),
+    })?;
     Ok(())
 }
 
 /// The URL under which the master is reached on its own host.
-fn reachable_url(bound: SocketAddr) -> String {
+pub(crate) fn reachable_url(bound: SocketAddr, secure: bool) -> String {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, bound.port()))
+    let scheme = if secure { "https" } else { "http" };
+    format!("{scheme}://{}", SocketAddr::new(ip, bound.port()))
 }
 
 #[cfg(test)]
@@ -118,7 +124,8 @@ mod tests {
             ("[::]:7400", "http://[::1]:7400"),
             ("10.1.2.3:1", "http://10.1.2.3:1"),
         ] {
-            assert_eq!(reachable_url(bound.parse().unwrap()), url);
+            assert_eq!(reachable_url(bound.parse().unwrap(), false), url);
+            assert_eq!(reachable_url(bound.parse().unwrap(), true), url.replace("http:", "https:"));
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Config {
     /// Hosts that are answered to, beside IP literals, `localhost`, the machine's own name and that of the
     /// master's container.
     pub allow_hosts: Vec<String>,
+    /// TLS of the listener.
+    pub tls: Tls,
     /// Silence after which a node counts as lost, in milliseconds.
     pub node_lost_after_ms: u64,
     /// How nodes are chosen.
@@ -53,6 +55,7 @@ impl Config {
             bootstrap_token_file: None,
             cluster: "default".to_owned(),
             allow_hosts: Vec::new(),
+            tls: Tls::Off,
             node_lost_after_ms: core.node_lost_after_ms,
             policy: core.policy,
             queue_max_tasks: core.queue_max_tasks,
@@ -63,6 +66,26 @@ impl Config {
             on_ready: None,
         }
     }
+}
+
+/// TLS of the listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// None: plain HTTP.
+    Off,
+    /// By a CA of the master's own, in its state directory.
+    Auto {
+        /// Names and addresses that the certificate is for, beside loopback, the master's own names and the
+        /// address it listens on; the master answers to them too.
+        names: Vec<String>,
+    },
+    /// By files in PEM, which are read again when they change.
+    Files {
+        /// The certificate, and those between it and the CA.
+        cert: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
 }
 
 /// Why the master did not start, or ended.
@@ -97,6 +120,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::Error),
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] service::state::StateError),

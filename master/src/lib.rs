@@ -5,8 +5,8 @@
 //!
 //! A tour, along the way of a request:
 //! - [`run`] composes all of it, [`Config`] says how;
-//! - `server` accepts connections within bounds, `connections` says which goes when there is no room, `stall`
-//!   ends those whose peer does not read;
+//! - `server` accepts connections within bounds, `connections` says which goes when there is no room, `tls`
+//!   secures them, `stall` ends those whose peer does not read;
 //! - `guard` is the one place that checks host, origin, token and scope, with `hosts` and `auth`;
 //! - `api` holds one file per part of the HTTP API, and `api::routes` the table of all routes;
 //! - `pools` knows what is wanted of each pool and who keeps it, `template_kinds` what it can run;
@@ -30,8 +30,16 @@ mod server;
 mod stall;
 mod store;
 mod template_kinds;
+mod tls;
 
 pub use api::routes::{RouteInfo, routes};
-pub use config::{Config, Error};
+pub use config::{Config, Error, Tls};
 pub use run::run;
 pub use store::StoreError;
+pub use tls::Error as TlsError;
+
+/// Whether this name or address can stand in a certificate.
+#[must_use]
+pub fn is_certificate_name(name: &str) -> bool {
+    tls::is_name(name)
+}

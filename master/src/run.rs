@@ -1,5 +1,6 @@
 //! Puts the parts together, and takes them apart in order.
 
+use crate::Tls;
 use crate::{
     Config, Error,
     api::{
@@ -15,6 +16,7 @@ use crate::{
     pools::Board,
     server,
     store::{self, Store},
+    tls,
 };
 use protocol::Timestamp;
 use scheduler::event::Event;
@@ -37,6 +39,14 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     let state = StateDir::locate(Some(&config.state_dir), "default")?;
     state.create()?;
+    let own_names: Vec<String> = own_names(&config.cluster).collect();
+    let tls = tls::prepare(&config, &own_names)?;
+    if tls.is_none() && !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            address = %config.listen,
+            "without TLS: tokens, tasks and results go over the network in clear text; --tls auto encrypts them"
+        );
+    }
     let opened = store::open(state.path(), config.store_max_bytes).await?;
     let tokens = load_tokens(&*opened.store, config.bootstrap_token_file.as_deref()).await?;
     if tokens.len() == 0 && !config.insecure_loopback {
@@ -46,11 +56,12 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     let refused = |source| Error::Listen { listen: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    bootstrap::save_context(&state, bound, config.bootstrap_token_file.as_deref())?;
+    let ca = tls.as_ref().map(|tls| tls.ca.as_path());
+    bootstrap::save_context(&state, bound, config.bootstrap_token_file.as_deref(), ca)?;
 
     // The brain stops after the server, so that what is in progress is answered first.
     let brain_stop = CancellationToken::new();
-    let core = core_config(&config, bound, opened.epoch);
+    let core = core_config(&config, bound, tls.is_some(), opened.epoch);
     let (brain, mut brain_ended) =
         Brain::start(core, opened.recovered, Arc::clone(&opened.store), brain_stop.clone());
     let table = routes::table();
@@ -60,7 +71,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         tokens,
         pools,
         pool_writer: tokio::sync::Mutex::default(),
-        hosts: Hosts::new(own_names(&config.cluster).chain(std::mem::take(&mut config.allow_hosts))),
+        hosts: Hosts::new(own_names.into_iter().chain(answered_to(&mut config))),
         routes: routes::Index::new(&table),
         open: config.insecure_loopback,
         shutdown: shutdown.clone(),
@@ -74,14 +85,18 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());
-    tracing::info!(address = %bound, epoch = opened.epoch, open = config.insecure_loopback, "master ready");
+    let server = tls.as_ref().map(|tls| Arc::clone(&tls.server));
+    if let Some(tls) = tls {
+        tokio::spawn(tls.keep(shutdown.clone()));
+    }
+    tracing::info!(address = %bound, epoch = opened.epoch, tls = server.is_some(), open = config.insecure_loopback, "master ready");
     if let Some(on_ready) = config.on_ready.take() {
         // Who started the master need not wait for it.
         let _nobody_waits = on_ready.send(bound);
     }
     server::raise_open_files();
     tokio::select! {
-        () = server::serve(listener, router, server::Limits::default(), shutdown) => {}
+        () = server::serve(listener, router, server::Limits::default(), server, shutdown) => {}
         ended = &mut brain_ended => {
             let why = ended.err().map_or("it was not asked to".to_owned(), |error| error.to_string());
             return Err(Error::Brain(why));
@@ -94,8 +109,9 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     brain_ended.await.map_err(|error| Error::Brain(error.to_string()))
 }
 
-fn core_config(config: &Config, bound: SocketAddr, epoch: u64) -> scheduler::Config {
-    let leader = if config.name.is_empty() { format!("http://{bound}") } else { config.name.clone() };
+fn core_config(config: &Config, bound: SocketAddr, secure: bool, epoch: u64) -> scheduler::Config {
+    let scheme = if secure { "https" } else { "http" };
+    let leader = if config.name.is_empty() { format!("{scheme}://{bound}") } else { config.name.clone() };
     scheduler::Config {
         epoch,
         // Ties are broken differently by each master; the bits of a new id are random enough.
@@ -140,6 +156,15 @@ async fn load_tokens(store: &dyn Store, bootstrap_file: Option<&Path>) -> Result
         kept.push((hash, info));
     }
     Ok(Tokens::new(kept))
+}
+
+/// The names beside its own that the master answers to.
+fn answered_to(config: &mut Config) -> Vec<String> {
+    let mut names = std::mem::take(&mut config.allow_hosts);
+    if let Tls::Auto { names: of_certificate } = &config.tls {
+        names.extend(of_certificate.iter().cloned());
+    }
+    names
 }
 
 /// The name of this machine, and that of the master's container (contract section 7), which a container

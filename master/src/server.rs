@@ -1,18 +1,19 @@
 //! The HTTP server: hyper's HTTP/1 with bounds that axum's own `serve` does not set.
 //!
-//! Every connection is bounded in number, in header size, in the time its headers may take, and ends
-//! at shutdown. The stream type is generic, so that TLS is one more `accept` before
-//! [`serve_stream`], with nothing else changed.
+//! Every connection is bounded in number, in header size, in the time its handshake and its headers may take, and
+//! ends at shutdown. The stream type is generic: TLS is one more step before [`serve_stream`], taken in the
+//! connection's own task, so that a slow handshake keeps nobody else waiting.
 
 use crate::{
     connections::{Answer, Connections, Requests},
     stall::StallGuard,
+    tls::handshake::Handshakes,
 };
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -31,7 +32,9 @@ pub(crate) struct Limits {
     pub(crate) read_ahead_bytes: usize,
     /// Most bytes of a request's line and headers (431 past it).
     pub(crate) header_bytes: usize,
-    /// How long a connection may take to send its next whole header. hyper counts the idle time of a
+    /// Most TLS handshakes that are going on; when another one begins the oldest is cut.
+    pub(crate) handshakes: usize,
+    /// How long a connection may take for its TLS handshake, and to send its next whole header. hyper counts the idle time of a
     /// kept-alive connection the same way, so this is the idle bound too. Our own client lets go of idle
     /// connections before (`client::POOL_IDLE`), so that none is closed under a request.
     pub(crate) header_read: Duration,
@@ -46,6 +49,7 @@ impl Default for Limits {
         Self {
             connections: 4_096,
             read_ahead_bytes: 64 * 1024,
+            handshakes: 512,
             header_bytes: 32 * 1024,
             write_stall: Duration::from_secs(60),
             header_read: Duration::from_secs(10),
@@ -59,8 +63,10 @@ pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    tls: Option<Arc<rustls::ServerConfig>>,
     shutdown: CancellationToken,
 ) {
+    let handshakes = tls.map(|tls| Handshakes::new(tls, limits.handshakes));
     let connections = Connections::new(limits.connections);
     let tracker = TaskTracker::new();
     loop {
@@ -87,11 +93,26 @@ pub(crate) async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "no TCP_NODELAY on this connection");
         }
-        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let (router, shutdown, handshakes) = (router.clone(), shutdown.clone(), handshakes.clone());
         tracker.spawn(async move {
+            let requests = connection.requests();
+            let served = async move {
+                let Some(handshakes) = handshakes else {
+                    let stream = StallGuard::new(stream, limits.write_stall);
+                    return serve_stream(stream, peer, requests, router, limits, shutdown).await;
+                };
+                let securing = handshakes.secure(stream, peer, limits.header_read, limits.write_stall);
+                let secured = tokio::select! {
+                    secured = securing => secured,
+                    () = shutdown.cancelled() => None,
+                };
+                if let Some(stream) = secured {
+                    serve_stream(stream, peer, requests, router, limits, shutdown).await;
+                }
+            };
             tokio::select! {
                 () = connection.closed() => {}
-                () = serve_stream(stream, peer, connection.requests(), router, limits, shutdown) => {}
+                () = served => {}
             }
         });
     }
@@ -136,7 +157,7 @@ async fn serve_stream(
         .header_read_timeout(limits.header_read)
         .max_header_size(limits.header_bytes)
         .max_buf_size(limits.read_ahead_bytes)
-        .serve_connection(TokioIo::new(StallGuard::new(stream, limits.write_stall)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -170,7 +191,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let router = Router::new().route("/", axum::routing::get(|| async { "hello" }));
-        let server = tokio::spawn(serve(listener, router, limits, shutdown.clone()));
+        let server = tokio::spawn(serve(listener, router, limits, None, shutdown.clone()));
         let mut idle = Vec::new();
         for _ in 0..8 {
             idle.push(TcpStream::connect(address).await.unwrap());

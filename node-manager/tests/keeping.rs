@@ -175,6 +175,7 @@ impl Keeping {
         Config {
             engine: Arc::clone(&self.engine),
             master: Arc::<Remembers>::clone(&self.master),
+            trust: None,
             surroundings: self.surroundings.clone(),
             drain_deadline: None,
             remove_on_exit: false,

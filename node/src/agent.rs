@@ -145,7 +145,7 @@ impl Agent {
         config.check()?;
         let client = Client::new(ClientConfig {
             urls: config.masters.clone(),
-            ca_pem: config.ca_pem.clone(),
+            trust: config.trust.clone(),
             ..ClientConfig::new("")
         })?;
         let mut sampler = Sampler::new(crate::cpu::Config {
@@ -335,13 +335,13 @@ impl Agent {
         self.channel_number += 1;
         self.channel = None;
         let number = self.channel_number;
-        let (inputs, client, ca_pem) = (self.inputs.clone(), self.client.clone(), self.config.ca_pem.clone());
+        let (inputs, client) = (self.inputs.clone(), self.client.clone());
         // Registered, so there is one.
         let token = self.token.clone().unwrap_or_else(|| Token::new(""));
         tokio::spawn(async move {
             let url = client.work_channel_url(node);
             let event = move |happened| Input::Channel(number, happened);
-            let opened = Channel::open(&url, &token, ca_pem.as_deref(), inputs.clone(), event).await;
+            let opened = Channel::open(&url, &token, client.tls(), inputs.clone(), event).await;
             if let Err(OpenError::Other(_)) = &opened {
                 client.next_url();
             }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use client::Token;
 use futures_util::{SinkExt, StreamExt, stream::SplitSink, stream::SplitStream};
 use protocol::{frame::MAX_MESSAGE_BYTES, work::SUBPROTOCOL};
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::{ClientConfig, pki_types::ServerName};
 use session::close::CloseReason;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -91,11 +91,11 @@ impl Channel {
     pub(crate) async fn open<E: Send + 'static>(
         url: &str,
         session: &Token,
-        ca_pem: Option<&[u8]>,
+        tls: Arc<ClientConfig>,
         events: Sender<E>,
         event: impl Fn(Happened) -> E + Clone + Send + 'static,
     ) -> Result<Self, OpenError> {
-        let open = connect(url, session, ca_pem);
+        let open = connect(url, session, tls);
         let (socket, local_ip, peer) = tokio::time::timeout(CONNECT_WITHIN, open)
             .await
             .map_err(|_| OpenError::Other(format!("no answer within {} s", CONNECT_WITHIN.as_secs())))??;
@@ -128,7 +128,7 @@ impl Channel {
 async fn connect(
     url: &str,
     session: &Token,
-    ca_pem: Option<&[u8]>,
+    tls: Arc<ClientConfig>,
 ) -> Result<(Socket, IpAddr, SocketAddr), OpenError> {
     let other = |error: &dyn std::fmt::Display| OpenError::Other(error.to_string());
     let mut request = url.into_client_request().map_err(|error| other(&error))?;
@@ -145,7 +145,7 @@ async fn connect(
     let local_ip = tcp.local_addr().map_err(|error| other(&error))?.ip();
     let peer = tcp.peer_addr().map_err(|error| other(&error))?;
     let stream: Box<dyn Stream> =
-        if secure { Box::new(secured(tcp, host, ca_pem).await?) } else { Box::new(tcp) };
+        if secure { Box::new(secured(tcp, host, tls).await?) } else { Box::new(tcp) };
     let bounds = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
@@ -166,27 +166,18 @@ fn host_of(uri: &Uri) -> &str {
     uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
 }
 
-/// TLS that trusts these certificates and no others, as the client does.
+/// TLS as the client speaks it.
 async fn secured(
     tcp: TcpStream,
     host: &str,
-    ca_pem: Option<&[u8]>,
+    tls: Arc<ClientConfig>,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, OpenError> {
-    let other = |error: &dyn std::fmt::Display| OpenError::Other(format!("TLS: {error}"));
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca_pem.unwrap_or_default()) {
-        let certificate = certificate.map_err(|error| other(&error))?;
-        roots.add(certificate).map_err(|error| other(&error))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| other(&error))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| other(&error))?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
-    connector.connect(name, tcp).await.map_err(|error| other(&error))
+    let name =
+        ServerName::try_from(host.to_owned()).map_err(|error| OpenError::Other(format!("TLS: {error}")))?;
+    let connected = tokio_rustls::TlsConnector::from(tls).connect(name, tcp).await;
+    connected.map_err(|error| {
+        OpenError::Other(client::tls::explain(&error).unwrap_or_else(|| format!("TLS: {error}")))
+    })
 }
 
 /// Reads until the channel ends. Waits while the agent is busy, so that messages wait at the master.

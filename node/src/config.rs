@@ -1,7 +1,7 @@
 //! What a node needs to know to start.
 
 use crate::kinds_file::{self, OwnKind};
-use client::Token;
+use client::{Token, Trust};
 use protocol::node::{MAX_CORES, NodeRegistration};
 use std::{
     collections::BTreeMap,
@@ -29,8 +29,8 @@ const MAX_NAME_CHARS: usize = 128;
 pub struct Config {
     /// The masters, `http://` or `https://`.
     pub masters: Vec<String>,
-    /// The only CA certificates that are trusted, PEM; needed for `https`.
-    pub ca_pem: Option<Vec<u8>>,
+    /// Whose certificates are trusted; needed for `https`.
+    pub trust: Option<Trust>,
     /// The token to join with (scope `node`); none at a master without tokens.
     pub join_token: Option<Token>,
     /// Unique among live nodes: 1 … 128 of `[A-Za-z0-9._-]`.
@@ -71,7 +71,7 @@ impl Config {
     pub fn new(master: &str) -> Self {
         Self {
             masters: client::ClientConfig::new(master).urls,
-            ca_pem: None,
+            trust: None,
             join_token: None,
             name: host_name(),
             pool: protocol::node::default_pool(),
@@ -157,6 +157,9 @@ pub enum TokenSource {
     Stdin,
 }
 
+/// More than some certificates have, in bytes.
+const MAX_HANDED_OVER_BYTES: u64 = 64 * 1024;
+
 impl TokenSource {
     /// Reads it. Blocks: on standard input for at most 30 s.
     ///
@@ -168,30 +171,66 @@ impl TokenSource {
             Self::Variable(name) => {
                 (std::env::var(name).unwrap_or_default(), format!("in the variable {name}"))
             }
-            Self::Stdin => (line_of_stdin(), "on standard input within 30 s".to_owned()),
+            Self::Stdin => (from_stdin(line_of), "on standard input within 30 s".to_owned()),
         };
         let token = Token::new(text.lines().next().unwrap_or_default());
         if token.expose().is_empty() { Err(Error::NoToken(place)) } else { Ok(token) }
     }
+
+    /// Reads it with what stands below it, for a master with TLS: whom to trust, as certificates in PEM or as
+    /// a fingerprint. Standard input has to end after that. Blocks as [`TokenSource::read`] does.
+    ///
+    /// # Errors
+    /// [`Error`] if there is no token, or something else below it.
+    pub fn read_with_trust(&self) -> Result<(Token, Option<Trust>), Error> {
+        let (text, place) = match self {
+            Self::File(path) => (read_text(path, MAX_HANDED_OVER_BYTES)?, format!("in {}", path.display())),
+            Self::Variable(_) => return self.read().map(|token| (token, None)),
+            Self::Stdin => {
+                let place = "on standard input, which has to end within 30 s".to_owned();
+                (from_stdin(all_of), place)
+            }
+        };
+        let text = text.trim_start();
+        let (token, below) = text.split_once('\n').unwrap_or((text, ""));
+        let token = Token::new(token);
+        if token.expose().is_empty() {
+            return Err(Error::NoToken(place));
+        }
+        let trust = (!below.trim().is_empty()).then(|| Trust::parse(below)).transpose();
+        let what = "what stands below the join token";
+        trust.map(|trust| (token, trust)).map_err(|error| Error::Value { what, why: error.to_string() })
+    }
 }
 
-/// The first line of standard input; empty if none comes in time.
-fn line_of_stdin() -> String {
-    let (sender, line) = std::sync::mpsc::sync_channel(1);
-    // A thread of its own, because a read cannot be given up: it ends with the line or the process.
+/// What `read` takes from standard input; empty if it does not end in time.
+fn from_stdin(read: fn(&mut dyn Read) -> Vec<u8>) -> String {
+    let (sender, text) = std::sync::mpsc::sync_channel(1);
+    // A thread of its own, because a read cannot be given up: it ends with the input or the process.
     std::thread::spawn(move || {
-        let (mut line, mut byte) = (Vec::new(), [0u8]);
-        let mut stdin = std::io::stdin().lock();
-        while (line.len() as u64) < MAX_TOKEN_BYTES {
-            match stdin.read(&mut byte) {
-                Ok(1) if byte[0] != b'\n' => line.push(byte[0]),
-                Ok(1) if line.is_empty() => {}
-                _ => break,
-            }
-        }
-        let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
+        let _ = sender.send(read(&mut std::io::stdin().lock()));
     });
-    line.recv_timeout(STDIN_WITHIN).unwrap_or_default()
+    String::from_utf8_lossy(&text.recv_timeout(STDIN_WITHIN).unwrap_or_default()).into_owned()
+}
+
+/// The first line that is not empty.
+fn line_of(input: &mut dyn Read) -> Vec<u8> {
+    let (mut line, mut byte) = (Vec::new(), [0u8]);
+    while (line.len() as u64) < MAX_TOKEN_BYTES {
+        match input.read(&mut byte) {
+            Ok(1) if byte[0] != b'\n' => line.push(byte[0]),
+            Ok(1) if line.is_empty() => {}
+            _ => break,
+        }
+    }
+    line
+}
+
+fn all_of(input: &mut dyn Read) -> Vec<u8> {
+    let mut all = Vec::new();
+    // What cannot be read is as nothing: then the token is missing.
+    let _ = input.take(MAX_HANDED_OVER_BYTES).read_to_end(&mut all);
+    all
 }
 
 /// Reads the own kinds of a `kinds.toml`.
@@ -275,6 +314,23 @@ mod tests {
         assert!(error.contains("evenkeel token create"), "{error}");
         assert!(matches!(TokenSource::File("/nonexistent".into()).read(), Err(Error::Read { .. })));
         assert!(matches!(TokenSource::Variable("EVENKEEL_NOT_SET".into()).read(), Err(Error::NoToken(_))));
+    }
+
+    #[test]
+    fn whom_to_trust_may_stand_below_a_token() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = TokenSource::File(file.path().to_owned());
+        let pin = client::Fingerprint::of(b"a certificate");
+        fs::write(file.path(), format!("ek_abc\n{pin}\n")).unwrap();
+        assert_eq!(source.read_with_trust().unwrap(), (Token::new("ek_abc"), Some(Trust::Pinned(pin))));
+        assert_eq!(source.read().unwrap().expose(), "ek_abc");
+        fs::write(file.path(), "ek_abc\n\n").unwrap();
+        assert_eq!(source.read_with_trust().unwrap().1, None);
+        fs::write(file.path(), "ek_abc\nek_def\n").unwrap();
+        let error = source.read_with_trust().unwrap_err().to_string();
+        assert!(error.starts_with("what stands below the join token") && !error.contains("ek_"), "{error}");
+        fs::write(file.path(), "\n").unwrap();
+        assert!(matches!(source.read_with_trust(), Err(Error::NoToken(_))));
     }
 
     #[test]

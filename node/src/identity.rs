@@ -51,7 +51,10 @@ impl SavedSession {
 pub(crate) async fn local_ip(url: &str) -> Option<IpAddr> {
     let uri: tokio_tungstenite::tungstenite::http::Uri = url.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let lookup = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80)));
+    let lookup = tokio::net::lookup_host((
+        host,
+        uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 }),
+    ));
     let master = tokio::time::timeout(RESOLVE_WITHIN, lookup).await.ok()?.ok()?.next()?;
     local_ip_to(master)
 }

@@ -6,10 +6,12 @@
 //! - [`state`]: the state directory of a cluster, its private files and its context;
 //! - [`config_file`]: `evenkeel.toml`, the layer below flags and environment;
 //! - [`duration`]: durations and sizes as people write them;
+//! - [`addresses`]: those of this machine;
 //! - [`clock`]: the two clocks; [`shutdown`]: signals; [`telemetry`]: logs.
 //!
 //! Nothing here knows of tasks, nodes or pools.
 
+pub mod addresses;
 pub mod clock;
 pub mod config_file;
 pub mod duration;

@@ -10,6 +10,8 @@ use std::{
 
 /// Name of the context file.
 pub const CONTEXT_FILE: &str = "context.toml";
+/// Name of the file with the CA of a cluster that `up` made.
+pub const CA_FILE: &str = "ca.pem";
 /// Name of the file with the administrator's token.
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Longest name of a cluster, in characters: with what we add it still fits names of containers and hosts.
@@ -55,7 +57,7 @@ pub struct Context {
     /// File with the token; relative paths count from the state directory. None: a master without tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// PEM file with the CA to trust; as `token_file`.
+    /// PEM file with the CA to trust, as `token_file`; or its fingerprint, `sha256:` and 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
 }
@@ -131,7 +133,9 @@ impl StateDir {
         let mut context: Context = toml::from_str(&text)
             .map_err(|error| StateError::Context { path, why: error.message().to_owned() })?;
         for relative in [&mut context.token_file, &mut context.ca].into_iter().flatten() {
-            *relative = self.path.join(&*relative);
+            if !is_fingerprint(relative) {
+                *relative = self.path.join(&*relative);
+            }
         }
         Ok(Some(context))
     }
@@ -194,6 +198,12 @@ impl StateDir {
     fn io(&self, what: &'static str, path: &Path, source: io::Error) -> StateError {
         StateError::Io { what, path: path.to_owned(), source }
     }
+}
+
+/// Whether this is no file but the fingerprint of a certificate.
+#[must_use]
+pub fn is_fingerprint(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.starts_with("sha256:"))
 }
 
 /// Writes a file for its owner only (0600), whole or not at all.
@@ -265,6 +275,11 @@ mod tests {
         };
         state.save_context(&context).unwrap();
         assert_eq!(state.context().unwrap().as_ref(), Some(&context));
+
+        let pinned = Context { ca: Some("sha256:00".into()), ..context.clone() };
+        state.save_context(&pinned).unwrap();
+        assert_eq!(state.context().unwrap(), Some(pinned), "a fingerprint is no file");
+        state.save_context(&context).unwrap();
 
         fs::rename(state.path(), folder.path().join("new")).unwrap();
         let moved = StateDir::locate(Some(&folder.path().join("new")), "default").unwrap();

@@ -73,6 +73,7 @@ pub(crate) async fn run(global: &Global, args: DemoArgs, shutdown: &Shutdown) ->
         subnet: None,
         master_ip: None,
         cgroup_parent: args.cgroup_parent,
+        tls: false,
         detach: args.keep,
     };
     output::say(format_args!(

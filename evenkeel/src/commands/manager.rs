@@ -8,13 +8,13 @@ use super::{
 use crate::{
     cli::Global,
     commands::master::kept_token,
-    connect::{ConnectArgs, Connection},
+    connect::{ConnectArgs, Connection, is_https},
     exit::Failure,
     output,
     up::runtime::{self, Runtime, RuntimeArg},
 };
 use clap::{Args, Subcommand};
-use client::{ClientConfig, Token};
+use client::{ClientConfig, Token, Trust};
 use futures_util::StreamExt;
 use node_manager::{
     docker::{
@@ -30,7 +30,7 @@ use protocol::pool::PoolView;
 use service::{
     Shutdown,
     duration::{parse_bytes, parse_duration, show_duration},
-    state::{Context, StateDir},
+    state::{Context, StateDir, is_fingerprint},
 };
 use std::{
     collections::BTreeSet,
@@ -343,6 +343,8 @@ async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(),
     let state = global.state()?;
     let connection = connection(global, &args, &state).await?;
     remember(&state, &args, &connection);
+    let trust = connection.trust()?;
+    check_node_master(args.node_master.as_deref(), &connection, trust.as_ref())?;
     let runtime = runtime::choose(args.runtime, &state).await?;
     let host = runtime.engine().host().await?;
     let (cpus, memory) = crate::up::sizes::node_size(&host, None);
@@ -368,11 +370,30 @@ async fn keep(global: &Global, args: RunArgs, shutdown: &Shutdown) -> Result<(),
     let config = node_manager::Config {
         engine: runtime.engine(),
         master: Arc::new(connection.client()?),
+        trust: trust.map(|trust| trust.to_text()),
         surroundings,
         drain_deadline: args.drain_deadline,
         remove_on_exit: args.remove_on_exit,
     };
     Ok(Box::pin(node_manager::run(config, shutdown.token())).await?)
+}
+
+/// Nodes are not led around the manager's TLS, nor to a TLS that they cannot trust.
+fn check_node_master(
+    node_master: Option<&str>,
+    connection: &Connection,
+    trust: Option<&Trust>,
+) -> Result<(), Failure> {
+    let Some(url) = node_master else { return Ok(()) };
+    match (is_https(url), connection.is_secure()) {
+        (false, true) => Err(Failure::Usage(format!(
+            "--node-master {url}: the manager reaches the master by https://, and by http:// the nodes' tokens would go over the network in clear text"
+        ))),
+        (true, _) if trust.is_none() => Err(Failure::Usage(format!(
+            "--node-master {url}: nodes need the master's CA for it; give it to the manager by --ca"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Our image, built if it is not there.
@@ -410,7 +431,10 @@ fn remember(state: &StateDir, args: &RunArgs, connection: &Connection) {
             let context = Context {
                 master: connection.master.clone(),
                 token_file: Some(file),
-                ca: connection.ca.clone(),
+                ca: connection
+                    .ca
+                    .clone()
+                    .map(|ca| if is_fingerprint(&ca) { ca } else { std::path::absolute(&ca).unwrap_or(ca) }),
             };
             state.create().and_then(|()| state.save_context(&context)).map_err(|error| error.to_string())
         }),
@@ -426,12 +450,17 @@ fn remember(state: &StateDir, args: &RunArgs, connection: &Connection) {
     }
 }
 
-/// A client with this token instead of the connection's.
+/// A client with this token and this trust.
 ///
 /// # Errors
 /// If the URLs cannot be used.
-pub(crate) fn client_with(master: &str, token: &str) -> Result<client::Client, Failure> {
-    Ok(client::Client::new(ClientConfig::new(master).with_token(Token::new(token)))?)
+pub(crate) fn client_with(
+    master: &str,
+    token: &str,
+    trust: Option<Trust>,
+) -> Result<client::Client, Failure> {
+    let config = ClientConfig { trust, ..ClientConfig::new(master) };
+    Ok(client::Client::new(config.with_token(Token::new(token)))?)
 }
 
 async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -> Result<(), Failure> {

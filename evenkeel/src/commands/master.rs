@@ -2,7 +2,7 @@
 
 use crate::{cli::Global, exit::Failure};
 use clap::{
-    Args,
+    Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use service::{
@@ -34,6 +34,18 @@ pub(crate) struct MasterArgs {
     /// Name by which clients may address this master, beside IP addresses and localhost
     #[arg(long, value_name = "HOST")]
     allow_host: Vec<String>,
+    /// HTTPS by a CA of the master's own, which is made in its state directory; the fingerprint is logged
+    #[arg(long, value_enum, default_value_t = TlsArg::Off)]
+    tls: TlsArg,
+    /// Further name or address for the certificate of --tls auto
+    #[arg(long, value_name = "NAME", value_parser = parse_certificate_name)]
+    tls_name: Vec<String>,
+    /// HTTPS by this certificate, PEM, followed by those between it and its CA; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key", conflicts_with = "tls")]
+    tls_cert: Option<PathBuf>,
+    /// Key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Silence after which a node counts as lost
     #[arg(long, default_value = "5s", value_parser = parse_ms, value_name = "DURATION")]
     node_lost_after: u64,
@@ -49,6 +61,24 @@ pub(crate) struct MasterArgs {
     /// Most bytes of ended tasks that are kept
     #[arg(long, default_value = "10GiB", value_parser = parse_bytes, value_name = "SIZE")]
     store_max_bytes: u64,
+}
+
+/// Whether there is TLS without further files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TlsArg {
+    /// Plain HTTP
+    Off,
+    /// HTTPS by a CA of the master's own
+    Auto,
+}
+
+fn parse_certificate_name(text: &str) -> Result<String, String> {
+    if master::is_certificate_name(text) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(format!(
+        "{text:?} is neither a host name nor an IP address; write it without port, as master.example"
+    ))
 }
 
 fn policies() -> impl TypedValueParser<Value = String> {
@@ -78,6 +108,11 @@ pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) 
     config.insecure_loopback = args.insecure_loopback;
     config.cluster.clone_from(&global.cluster);
     config.allow_hosts = args.allow_host;
+    config.tls = match (args.tls, args.tls_cert, args.tls_key) {
+        (TlsArg::Auto, _, _) => master::Tls::Auto { names: args.tls_name },
+        (TlsArg::Off, Some(cert), Some(key)) => master::Tls::Files { cert, key },
+        (TlsArg::Off, _, _) => master::Tls::Off,
+    };
     config.node_lost_after_ms = args.node_lost_after;
     config.queue_max_tasks = args.queue_max_tasks;
     config.queue_max_bytes = args.queue_max_bytes;

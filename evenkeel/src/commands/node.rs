@@ -3,7 +3,7 @@
 use super::{parse_cores, parse_label};
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure};
 use clap::Args;
-use client::{ClientConfig, Token};
+use client::{ClientConfig, Token, Trust};
 use node::{TokenSource, kinds_file::OwnKind};
 use node_manager::template::{COMMAND_ENV_VARIABLE, KINDS_VARIABLE};
 use service::{
@@ -64,13 +64,14 @@ pub(crate) struct NodeArgs {
 pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     // Before any secret is read, and before any task can run.
     node::hide_from_tasks().map_err(|error| Failure::Other(format!("cannot hide from tasks: {error}")))?;
-    let join_token = join_token(global, &args).await?;
     let found = ConnectArgs { token_file: None, ..args.connect.clone() };
-    // The token is read above, in a way that standard input may take its time.
+    // The token is read below, in a way that standard input may take its time.
     let found = crate::connect::locate(&found, global)?;
+    let trust = found.trust()?;
+    let (join_token, handed_over) = join_token(global, &args, found.is_secure() && trust.is_none()).await?;
     let mut config = node::Config::new(&found.master);
     config.masters = ClientConfig::new(&found.master).urls;
-    config.ca_pem = found.ca_pem()?;
+    config.trust = trust.or(handed_over);
     config.join_token = join_token;
     config.pool = args.pool;
     config.cores = args.cores;
@@ -116,8 +117,13 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
-/// The flag, else the variable with the token, else the context's (an administrator may do everything).
-async fn join_token(global: &Global, args: &NodeArgs) -> Result<Option<Token>, Failure> {
+/// The flag, else the variable with the token, else the context's (an administrator may do everything); with
+/// whom to trust, where that is looked for below the token.
+async fn join_token(
+    global: &Global,
+    args: &NodeArgs,
+    with_trust: bool,
+) -> Result<(Option<Token>, Option<Trust>), Failure> {
     let source = match &args.connect.token_file {
         Some(path) if path == Path::new("-") => TokenSource::Stdin,
         Some(path) => TokenSource::File(path.clone()),
@@ -126,10 +132,15 @@ async fn join_token(global: &Global, args: &NodeArgs) -> Result<Option<Token>, F
         }
         None => {
             let token = args.connect.resolve(global)?.token;
-            return Ok(token.map(|token| Token::new(token.expose())));
+            return Ok((token.map(|token| Token::new(token.expose())), None));
         }
     };
-    let read = tokio::task::spawn_blocking(move || source.read()).await;
-    let token = read.map_err(|error| Failure::Other(error.to_string()))?;
-    token.map(Some).map_err(|error| Failure::Usage(error.to_string()))
+    let read = move || {
+        if with_trust { source.read_with_trust() } else { source.read().map(|token| (token, None)) }
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    let (token, trust) = read
+        .map_err(|error| Failure::Other(error.to_string()))?
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok((Some(token), trust))
 }

@@ -1,10 +1,16 @@
 //! `evenkeel token create|list|revoke`.
 
-use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
+use crate::{
+    cli::Global,
+    connect::{ConnectArgs, Connection},
+    exit::Failure,
+    output,
+};
 use clap::{
     Args, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use client::{Fingerprint, Trust};
 use protocol::auth::{Scope, TokenInfo, TokenRequest};
 use service::duration::parse_ms;
 
@@ -47,6 +53,8 @@ pub(crate) struct CreateArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CreateOutput {
     Token,
+    /// The token, and below it the fingerprint of the master's CA: what a node needs to join by TLS
+    Join,
     Json,
 }
 
@@ -90,7 +98,14 @@ fn scope_parser() -> impl TypedValueParser<Value = Scope> {
 pub(crate) async fn run(global: &Global, command: TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::Create(args) => {
-            let client = args.connect.client(global)?;
+            let connection = args.connect.resolve(global)?;
+            let ca = authority(&connection)?;
+            if args.output == CreateOutput::Join && (ca.is_none() || args.scope != [Scope::Node]) {
+                return Err(Failure::Usage(
+                    "-o join is for tokens of scope node of a master with TLS".to_owned(),
+                ));
+            }
+            let client = connection.client()?;
             let request = TokenRequest {
                 scopes: args.scope,
                 ttl_ms: args.ttl,
@@ -100,7 +115,16 @@ pub(crate) async fn run(global: &Global, command: TokenCommand) -> Result<(), Fa
             };
             let created = client.create_token(&request).await?;
             match args.output {
-                CreateOutput::Token => output::data(created.token),
+                CreateOutput::Token => {
+                    if let Some(ca) = ca.filter(|_| created.info.scopes == [Scope::Node]) {
+                        output::say(format_args!("a node also needs the master's CA: --ca {ca}"));
+                    }
+                    output::data(created.token)
+                }
+                CreateOutput::Join => {
+                    let ca = ca.map(|ca| format!("\n{ca}")).unwrap_or_default();
+                    output::data(format_args!("{}{ca}", created.token))
+                }
                 CreateOutput::Json => output::json(&created),
             }
         }
@@ -115,6 +139,15 @@ pub(crate) async fn run(global: &Global, command: TokenCommand) -> Result<(), Fa
             }
         }
         TokenCommand::Revoke(args) => Ok(args.connect.client(global)?.revoke_token(args.id).await?),
+    }
+}
+
+/// The fingerprint of the CA of a master that is reached by TLS.
+fn authority(connection: &Connection) -> Result<Option<Fingerprint>, Failure> {
+    match connection.trust()?.filter(|_| connection.is_secure()) {
+        Some(Trust::Pinned(fingerprint)) => Ok(Some(fingerprint)),
+        Some(Trust::Certificates(pem)) => Ok(Some(Fingerprint::of_pem(&pem)?)),
+        None => Ok(None),
     }
 }
 

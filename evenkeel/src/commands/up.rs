@@ -3,7 +3,7 @@
 use super::parse_cores;
 use crate::{
     cli::Global,
-    commands::manager::prune,
+    commands::{manager::prune, master::TlsArg},
     exit::Failure,
     output,
     up::{
@@ -68,6 +68,9 @@ pub(crate) struct UpArgs {
     /// Control group that all containers are put below
     #[arg(long, value_name = "GROUP")]
     cgroup_parent: Option<String>,
+    /// HTTPS between the master and its clients and nodes, by a CA of the cluster's own
+    #[arg(long, value_enum, default_value_t = TlsArg::Off)]
+    tls: TlsArg,
     /// Leave the cluster running; `evenkeel down` takes it down
     #[arg(long)]
     detach: bool,
@@ -145,11 +148,12 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
         subnet: args.subnet,
         master_ip: args.master_ip,
         cgroup_parent: args.cgroup_parent,
+        tls: args.tls == TlsArg::Auto,
         detach: args.detach,
     };
-    if !args.listen.ip().is_loopback() {
+    if !args.listen.ip().is_loopback() && !wish.tls {
         output::say(format_args!(
-            "warning: --listen {}: tokens, tasks and results go over the network in clear text, and whoever reaches this address can try to use the master",
+            "warning: --listen {}: tokens, tasks and results go over the network in clear text, and whoever reaches this address can try to use the master; --tls auto encrypts it",
             args.listen
         ));
     }

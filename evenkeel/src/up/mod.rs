@@ -17,7 +17,7 @@ use crate::{
     exit::Failure,
     output,
 };
-use client::Client;
+use client::{Client, Fingerprint, Trust};
 use futures_util::StreamExt;
 use node_manager::{
     docker::network::NetworkWish,
@@ -35,7 +35,7 @@ use runtime::{Runtime, RuntimeArg};
 use service::{
     Secret,
     shutdown::CancellationToken,
-    state::{ADMIN_TOKEN_FILE, CONTEXT_FILE, Context, StateDir},
+    state::{ADMIN_TOKEN_FILE, CA_FILE, CONTEXT_FILE, Context, StateDir},
     token,
 };
 use std::{
@@ -98,6 +98,8 @@ pub(crate) struct Wish {
     pub master_ip: Option<IpAddr>,
     /// Parent control group of all containers.
     pub cgroup_parent: Option<String>,
+    /// Whether the master speaks TLS, by a CA of its own.
+    pub tls: bool,
     /// Whether the cluster stays when this process ends.
     pub detach: bool,
 }
@@ -108,8 +110,10 @@ pub(crate) struct Cluster {
     pub name: String,
     /// URL of its master on this host.
     pub url: String,
-    /// A client with the administrator's token.
+    /// A client with the administrator's token, once the master has started.
     pub client: Client,
+    /// Whom to trust, where the master speaks TLS.
+    trust: Option<Trust>,
     runtime: Runtime,
     state: StateDir,
     manager: Option<(CancellationToken, JoinHandle<Result<(), node_manager::Error>>)>,
@@ -132,11 +136,15 @@ impl Cluster {
         refuse_taken_address(wish.listen)?;
         checks::refuse_impossible(wish, &runtime).await?;
         state.create()?;
-        let client = client_with(&url_of(wish.listen), admin_token(state)?.expose())?;
+        let url = url_of(wish.listen, wish.tls);
+        // Of a master with TLS the CA is known once it runs: until then nobody is trusted.
+        let nobody = wish.tls.then(|| Trust::Pinned(Fingerprint::of(b"")));
+        let client = client_with(&url, admin_token(state)?.expose(), nobody)?;
         let mut cluster = Self {
             name: wish.cluster.clone(),
-            url: url_of(wish.listen),
+            url,
             client,
+            trust: None,
             runtime,
             state: state.clone(),
             manager: None,
@@ -176,7 +184,7 @@ impl Cluster {
             ));
         }
         let place = self.place(wish).await?;
-        let master = match &place {
+        let mut master = match &place {
             Some(place) => specs::master_container(place, wish.listen, wish.master_ip),
             None => {
                 let token_file = self.state.file(ADMIN_TOKEN_FILE);
@@ -184,10 +192,14 @@ impl Cluster {
             }
         };
         let stdin = place.is_some().then(|| Stdin(token.expose().to_owned()));
-        start(engine.as_ref(), &master, stdin).await?;
+        if wish.tls {
+            master.args.extend(specs::tls_arguments(wish.listen.ip()));
+        }
+        let id = start(engine.as_ref(), &master, stdin).await?;
+        let ca = if wish.tls { Some(self.take_ca(&id).await?) } else { None };
         self.wait_for_master().await?;
         let token_file = Some(self.state.file(ADMIN_TOKEN_FILE));
-        self.state.save_context(&Context { master: self.url.clone(), token_file, ca: None })?;
+        self.state.save_context(&Context { master: self.url.clone(), token_file, ca })?;
         let template = Template {
             image: wish.image.clone(),
             cpus: Some(cpus),
@@ -229,10 +241,11 @@ impl Cluster {
     async fn start_manager(&mut self, wish: &Wish, place: Option<&specs::Place>) -> Result<(), Failure> {
         let token = self.manager_token().await?;
         let engine = self.runtime.engine();
-        let inside = format!("http://{}:{}", specs::master_name(&self.name), specs::MASTER_PORT);
+        let scheme = if wish.tls { "https" } else { "http" };
+        let inside = format!("{scheme}://{}:{}", specs::master_name(&self.name), specs::MASTER_PORT);
         let allow_mounts: Vec<PathBuf> =
             wish.mounts.iter().map(|mount| mount.source.clone().into()).collect();
-        let spec = match place {
+        let mut spec = match place {
             None => specs::manager_process(&self.name, self.state.path(), &self.url),
             Some(place) if wish.detach => {
                 specs::manager_container(place, &inside, &allow_mounts).map_err(Failure::Usage)?
@@ -253,7 +266,8 @@ impl Cluster {
                 };
                 let config = node_manager::Config {
                     engine,
-                    master: Arc::new(client_with(&self.url, token.expose())?),
+                    master: Arc::new(client_with(&self.url, token.expose(), self.trust.clone())?),
+                    trust: self.trust.as_ref().map(Trust::to_text),
                     surroundings,
                     drain_deadline: None,
                     remove_on_exit: false,
@@ -264,7 +278,46 @@ impl Cluster {
                 return Ok(());
             }
         };
-        start(engine.as_ref(), &spec, Some(Stdin(token.expose().to_owned()))).await
+        if let Some(Trust::Certificates(pem)) = &self.trust {
+            // No secret, so it may be seen among the arguments.
+            spec.args.extend(["--ca".to_owned(), Fingerprint::of_pem(pem)?.to_string()]);
+        }
+        start(engine.as_ref(), &spec, Some(Stdin(token.expose().to_owned()))).await.map(drop)
+    }
+
+    /// Takes the CA out of the master's own state, by the runtime and not by the network, keeps it in the state
+    /// directory and trusts it from now on; the file.
+    async fn take_ca(&mut self, master: &str) -> Result<PathBuf, Failure> {
+        let began = Instant::now();
+        let pem = loop {
+            let found = match &self.runtime {
+                Runtime::Docker(engine) => engine.read_file(master, specs::CA_IN_CONTAINER).await?,
+                Runtime::Process(_) => fs::read(specs::ca_of_process(self.state.path())).ok(),
+            };
+            if let Some(pem) = found {
+                break pem;
+            }
+            self.check_master(began, "it makes no CA").await?;
+            tokio::time::sleep(LOOK).await;
+        };
+        self.state.write(CA_FILE, &pem)?;
+        self.trust = Some(Trust::Certificates(pem));
+        let token = admin_token(&self.state)?;
+        self.client = client_with(&self.url, token.expose(), self.trust.clone())?;
+        Ok(self.state.file(CA_FILE))
+    }
+
+    /// Gives up on a master that has ended, or takes too long; `last` says what it is waited for.
+    async fn check_master(&self, began: Instant, last: &str) -> Result<(), Failure> {
+        let name = specs::master_name(&self.name);
+        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
+        let ended = listed.iter().any(|it| it.name == name && has_ended(it));
+        if !ended && began.elapsed() <= MASTER_WITHIN {
+            return Ok(());
+        }
+        let why = if ended { "it has ended" } else { last };
+        let tail = self.tail(&name).await;
+        Err(Failure::Other(format!("the master does not become ready: {why}\n{tail}")))
     }
 
     async fn manager_token(&self) -> Result<Secret, Failure> {
@@ -279,19 +332,13 @@ impl Cluster {
     }
 
     async fn wait_for_master(&self) -> Result<(), Failure> {
-        let (began, name) = (Instant::now(), specs::master_name(&self.name));
+        let began = Instant::now();
         loop {
             let last = match self.client.readyz().await {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
-            let ended = listed.iter().any(|it| it.name == name && has_ended(it));
-            if ended || began.elapsed() > MASTER_WITHIN {
-                let why = if ended { "it has ended".to_owned() } else { last.to_string() };
-                let tail = self.tail(&name).await;
-                return Err(Failure::Other(format!("the master does not become ready: {why}\n{tail}")));
-            }
+            self.check_master(began, &last.to_string()).await?;
             tokio::time::sleep(LOOK).await;
         }
         match self.client.status().await {
@@ -423,12 +470,14 @@ fn has_ended(listed: &Listed) -> bool {
     matches!(listed.state, State::Exited(_))
 }
 
-async fn start(engine: &dyn Engine, spec: &ContainerSpec, stdin: Option<Stdin>) -> Result<(), Failure> {
+/// Creates and starts it; its id.
+async fn start(engine: &dyn Engine, spec: &ContainerSpec, stdin: Option<Stdin>) -> Result<String, Failure> {
     let id = engine.create(spec).await?;
-    Ok(engine.start(&id, stdin).await?)
+    engine.start(&id, stdin).await?;
+    Ok(id)
 }
 
-fn url_of(listen: SocketAddr) -> String {
+fn url_of(listen: SocketAddr, tls: bool) -> String {
     let mut listen = listen;
     if listen.ip().is_unspecified() {
         listen.set_ip(if listen.is_ipv4() {
@@ -437,7 +486,8 @@ fn url_of(listen: SocketAddr) -> String {
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    format!("http://{listen}")
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{listen}")
 }
 
 /// The administrator's token of the state directory, made if there is none.
@@ -485,7 +535,7 @@ async fn refuse_second(runtime: &Runtime, cluster: &str, state: &StateDir) -> Re
 /// # Errors
 /// What cannot be removed.
 pub(crate) async fn forget(state: &StateDir) -> Result<(), Failure> {
-    for name in [CONTEXT_FILE, ADMIN_TOKEN_FILE, runtime::RUNTIME_FILE] {
+    for name in [CONTEXT_FILE, ADMIN_TOKEN_FILE, CA_FILE, runtime::RUNTIME_FILE] {
         state.remove(name)?;
     }
     for folder in [runtime::PROCESSES, specs::MASTER_FOLDER] {

@@ -162,6 +162,22 @@ pub(crate) fn master_process(
     ContainerSpec::new(&master_name(cluster), cluster, Role::Master, "", args)
 }
 
+/// What a master is told for TLS, beside what its kind of place is told: it cannot see by itself which of the
+/// host's addresses lead to it.
+pub(crate) fn tls_arguments(listen: IpAddr) -> Vec<String> {
+    let addresses = if listen.is_unspecified() { service::addresses::local() } else { vec![listen] };
+    let names = addresses.iter().flat_map(|ip| ["--tls-name".to_owned(), ip.to_string()]);
+    texts(["--tls", "auto"]).into_iter().chain(names).collect()
+}
+
+/// Where a master in a container keeps its CA's certificate.
+pub(crate) const CA_IN_CONTAINER: &str = "/state/tls/ca.pem";
+
+/// Where a master that is a process keeps its CA's certificate.
+pub(crate) fn ca_of_process(state: &Path) -> PathBuf {
+    state.join(MASTER_FOLDER).join("tls/ca.pem")
+}
+
 /// Folder of a master that is a process, in the cluster's state directory.
 pub(crate) const MASTER_FOLDER: &str = "master";
 
@@ -221,7 +237,9 @@ mod tests {
             master_process("c", Path::new("/s"), listen, Path::new("/s/admin.token")),
             manager_process("c", Path::new("/s"), "http://127.0.0.1:1"),
         ];
-        for spec in specs {
+        let mut secured = specs[0].clone();
+        secured.args.extend(tls_arguments([192, 0, 2, 7].into()));
+        for spec in specs.into_iter().chain([secured]) {
             let line = std::iter::once("evenkeel".to_owned()).chain(spec.args.clone()).map(Into::into);
             crate::cli::parse(line.collect()).unwrap();
         }

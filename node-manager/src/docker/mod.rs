@@ -7,6 +7,7 @@
 //! Every call has an outer bound, since the daemon's client bounds only the wait for response headers.
 
 mod attach;
+mod copy;
 mod cpu;
 mod events;
 mod fault;

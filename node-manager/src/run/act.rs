@@ -32,6 +32,8 @@ const SIDE_BY_SIDE: usize = 8;
 pub(super) struct Actor {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) master: Arc<dyn Master>,
+    /// Whom nodes are to trust.
+    pub(super) trust: Option<String>,
     pub(super) drain_deadline: Option<Duration>,
     pub(super) surroundings: Surroundings,
 }
@@ -171,7 +173,11 @@ impl Actor {
         }
         let token = bounded(self.master.join_token(name)).await?;
         let id = self.engine.create(&spec).await?;
-        let started = self.engine.start(&id, Some(Stdin(token))).await;
+        let handed_over = match &self.trust {
+            Some(trust) => format!("{token}\n{trust}"),
+            None => token,
+        };
+        let started = self.engine.start(&id, Some(Stdin(handed_over))).await;
         if started.is_err() {
             // Not to be left behind; if this fails too, the next plan removes it.
             let _ = self.engine.remove(&id).await;

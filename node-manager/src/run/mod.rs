@@ -48,6 +48,9 @@ pub struct Config {
     pub engine: Arc<dyn Engine>,
     /// The master.
     pub master: Arc<dyn Master>,
+    /// Whom nodes are to trust, handed over below their join token: certificates in PEM, or a fingerprint. Needed
+    /// where they reach the master by `https`.
+    pub trust: Option<String>,
     /// What is added to the pool's template; names the cluster and the pool too.
     pub surroundings: Surroundings,
     /// A node that is to go may finish its tasks for so long, then they are handed back; without bound if absent.
@@ -122,6 +125,7 @@ impl Manager {
         let actor = Actor {
             engine: Arc::clone(&config.engine),
             master: Arc::clone(&config.master),
+            trust: config.trust.clone(),
             drain_deadline: config.drain_deadline,
             surroundings: config.surroundings.clone(),
         };
