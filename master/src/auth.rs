@@ -3,6 +3,9 @@
 //! Tokens live in the store, hashed; a copy of them is held here so that a request costs no query. A
 //! token is found by its SHA-256 and compared once more in constant time, so neither the table nor the
 //! clock tells anything about the 256 random bits.
+//!
+//! What was begun with a token ends with it: revoking it, or its expiry (looked at every second), cancels
+//! [`Held::over`], which the guard and long streams watch. A node's session is its own, not its join token's.
 
 use protocol::{
     NodeId, Problem, Timestamp,
@@ -13,6 +16,7 @@ use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
 };
+use tokio_util::sync::CancellationToken;
 
 /// SHA-256 of a token.
 pub(crate) type TokenHash = [u8; 32];
@@ -31,6 +35,8 @@ pub(crate) enum Principal {
         info: Arc<TokenInfo>,
         /// Its hash, the key of the table.
         hash: TokenHash,
+        /// Cancelled when it is revoked or has expired.
+        over: CancellationToken,
     },
     /// A registered node, by its session token.
     Node(NodeId),
@@ -53,6 +59,14 @@ impl Principal {
                 info.scopes.iter().any(|scope| *scope == Scope::Admin || any_of.contains(scope))
             }
             Self::Node(_) => false,
+        }
+    }
+
+    /// Cancelled when what this began has to end; nothing ends it if there is none.
+    pub(crate) const fn over(&self) -> Option<&CancellationToken> {
+        match self {
+            Self::Token { over, .. } => Some(over),
+            Self::Anyone | Self::Node(_) => None,
         }
     }
 
@@ -84,9 +98,16 @@ pub(crate) fn check(
     let Some(principal) = principal else {
         return match access {
             Access::Open => Ok(()),
-            Access::Scopes(_) | Access::Join | Access::OwnSession => Err(Problem::unauthenticated(
-                "this needs a valid token as `Authorization: Bearer …`; it is missing, unknown, revoked or expired",
-            )),
+            Access::Scopes(_) | Access::Join | Access::OwnSession => {
+                Err(Problem::unauthenticated(match access {
+                    Access::Join => {
+                        "joining needs a valid join token as `Authorization: Bearer …`; it is missing, unknown, revoked, expired, or was for one use and has been used. Make another: evenkeel token create --scope node"
+                    }
+                    _ => {
+                        "this needs a valid token as `Authorization: Bearer …`; it is missing, unknown, revoked or expired"
+                    }
+                }))
+            }
         };
     };
     match access {
@@ -112,70 +133,97 @@ pub(crate) fn check(
     }
 }
 
+/// A token that is valid.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    /// What is known of it.
+    pub(crate) info: Arc<TokenInfo>,
+    /// Cancelled when it is revoked or has expired.
+    pub(crate) over: CancellationToken,
+}
+
+impl From<Arc<TokenInfo>> for Held {
+    fn from(info: Arc<TokenInfo>) -> Self {
+        Self { info, over: CancellationToken::new() }
+    }
+}
+
 /// The tokens that are valid, by hash.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
-    table: RwLock<HashMap<TokenHash, Arc<TokenInfo>>>,
+    table: RwLock<HashMap<TokenHash, Held>>,
 }
 
 impl Tokens {
     /// A table with these tokens.
     pub(crate) fn new(tokens: impl IntoIterator<Item = (TokenHash, TokenInfo)>) -> Self {
-        let table = tokens.into_iter().map(|(hash, info)| (hash, Arc::new(info))).collect();
+        let table = tokens.into_iter().map(|(hash, info)| (hash, Arc::new(info).into())).collect();
         Self { table: RwLock::new(table) }
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<TokenHash, Arc<TokenInfo>>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<TokenHash, Held>> {
         // The map is whole at every instant at which a panic could poison it.
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<TokenHash, Arc<TokenInfo>>> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<TokenHash, Held>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The token with this hash, if there is one and it has not expired.
-    pub(crate) fn find(&self, hash: &TokenHash, wall: Timestamp) -> Option<Arc<TokenInfo>> {
+    pub(crate) fn find(&self, hash: &TokenHash, wall: Timestamp) -> Option<Held> {
         let table = self.read();
-        let (known, info) = table.get_key_value(hash)?;
+        let (known, held) = table.get_key_value(hash)?;
         let same: bool = subtle::ConstantTimeEq::ct_eq(&known[..], &hash[..]).into();
-        (same && !expired(info, wall)).then(|| Arc::clone(info))
+        (same && !expired(&held.info, wall)).then(|| held.clone())
     }
 
     /// Adds a token.
     pub(crate) fn insert(&self, hash: TokenHash, info: Arc<TokenInfo>) {
-        self.write().insert(hash, info);
+        self.write().insert(hash, info.into());
     }
 
     /// Takes the token out; of several callers exactly one gets it. This is what makes a single use single.
     pub(crate) fn take(&self, hash: &TokenHash) -> Option<Arc<TokenInfo>> {
-        self.write().remove(hash)
+        self.write().remove(hash).map(|held| held.info)
+    }
+
+    /// Takes the token out for good, and ends what was begun with it.
+    pub(crate) fn revoke(&self, hash: &TokenHash) {
+        let held = self.write().remove(hash);
+        if let Some(held) = held {
+            held.over.cancel();
+        }
     }
 
     /// The hash of the token with this id.
     pub(crate) fn hash_of(&self, id: uuid::Uuid) -> Option<TokenHash> {
-        self.read().iter().find(|(_, info)| info.id == id).map(|(hash, _)| *hash)
+        self.read().iter().find(|(_, held)| held.info.id == id).map(|(hash, _)| *hash)
     }
 
     /// All that have not expired, oldest first.
     pub(crate) fn list(&self, wall: Timestamp) -> Vec<TokenInfo> {
-        let mut tokens: Vec<TokenInfo> =
-            self.read().values().filter(|info| !expired(info, wall)).map(|info| (**info).clone()).collect();
+        let mut tokens: Vec<TokenInfo> = self
+            .read()
+            .values()
+            .filter(|held| !expired(&held.info, wall))
+            .map(|held| (*held.info).clone())
+            .collect();
         tokens.sort_by_key(|info| (info.created_at, info.id));
         tokens
     }
 
-    /// Takes the expired ones out and names them, so that they can leave the store too.
+    /// Takes the expired ones out, ends what was begun with them, and names them, so that they can leave the
+    /// store too.
     pub(crate) fn sweep(&self, wall: Timestamp) -> Vec<uuid::Uuid> {
-        let mut gone = Vec::new();
-        self.write().retain(|_, info| {
-            let keep = !expired(info, wall);
-            if !keep {
-                gone.push(info.id);
-            }
-            keep
-        });
-        gone
+        // Mostly there are none, and then nobody has to wait.
+        if !self.read().values().any(|held| expired(&held.info, wall)) {
+            return Vec::new();
+        }
+        let gone: Vec<Held> =
+            self.write().extract_if(|_, held| expired(&held.info, wall)).map(|(_, held)| held).collect();
+        gone.iter().for_each(|held| held.over.cancel());
+        gone.iter().map(|held| held.info.id).collect()
     }
 
     /// How many there are, expired ones included.
@@ -206,7 +254,11 @@ mod tests {
     }
 
     fn holder(scopes: &[Scope]) -> Principal {
-        Principal::Token { info: Arc::new(token(1, scopes, None)), hash: [0; 32] }
+        Principal::Token {
+            info: Arc::new(token(1, scopes, None)),
+            hash: [0; 32],
+            over: CancellationToken::new(),
+        }
     }
 
     #[test]
@@ -217,6 +269,21 @@ mod tests {
         assert!(tokens.find(&[8; 32], Timestamp(0)).is_none());
         assert_eq!(tokens.sweep(Timestamp(100)), vec![uuid::Uuid::from_u128(1)]);
         assert_eq!(tokens.len(), 0);
+    }
+
+    #[test]
+    fn what_was_begun_with_a_token_ends_when_it_is_revoked_or_expires_and_not_when_it_is_used() {
+        let [used, revoked, expired, kept] = [1, 2, 3, 4].map(|byte| [byte; 32]);
+        let end = |byte| (byte == 3).then_some(100);
+        let tokens = Tokens::new(
+            [1, 2, 3, 4].map(|byte: u8| ([byte; 32], token(byte.into(), &[Scope::Node], end(byte)))),
+        );
+        let over = [used, revoked, expired, kept].map(|hash| tokens.find(&hash, Timestamp(0)).unwrap().over);
+        tokens.take(&used);
+        tokens.revoke(&revoked);
+        assert!(tokens.sweep(Timestamp(99)).is_empty());
+        assert_eq!(tokens.sweep(Timestamp(100)), vec![uuid::Uuid::from_u128(3)]);
+        assert_eq!(over.map(|over| over.is_cancelled()), [false, true, true, false]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! In this order, so that each check protects the ones after it: `Host` (421), cross-site (403), path
 //! (404) and method (405), token (401) and scope (403). Then the handler runs; if it panics, the caller
-//! gets a 500 that names the request, and the panic goes no further.
+//! gets a 500 that names the request, and the panic goes no further. What a token began ends when the token does:
+//! a request that is still waited for with a 401, an answer that is still being written by cutting it.
 
 use crate::{
     api::{
@@ -14,14 +15,19 @@ use crate::{
     hosts,
 };
 use axum::{
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use protocol::{NodeId, Problem};
 use std::panic::AssertUnwindSafe;
+use tokio_util::sync::CancellationToken;
+
+/// Said of what a token began and could not finish.
+const TOKEN_ENDED: &str = "the token was revoked, or has expired, while this was going on";
 
 /// Names a request in its answer and in the log.
 #[derive(Clone, Debug)]
@@ -48,9 +54,11 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
                 caller.is_known();
             }
             // Where nothing is asked of the caller, nobody asks who it is.
+            let over = principal.as_ref().and_then(Principal::over).cloned();
             parts.extensions.insert(principal.unwrap_or(Principal::Anyone));
-            match AssertUnwindSafe(next.run(Request::from_parts(parts, body))).catch_unwind().await {
-                Ok(response) => response,
+            let handled = AssertUnwindSafe(next.run(Request::from_parts(parts, body))).catch_unwind();
+            match unless(over.as_ref(), handled).await {
+                Ok(response) => ending_with(over, response),
                 Err(panic) => {
                     let what = panic_text(panic.as_ref());
                     tracing::error!(request_id, %method, path, what, "a handler panicked");
@@ -70,6 +78,36 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     }
     tracing::debug!(request_id, %method, path, status = response.status().as_u16(), "answered");
     response
+}
+
+/// What the handler answers, or a 401 if the token ends before. Waiting costs nothing until the handler does.
+async fn unless<E>(
+    over: Option<&CancellationToken>,
+    handled: impl Future<Output = Result<Response, E>>,
+) -> Result<Response, E> {
+    let Some(over) = over else { return handled.await };
+    tokio::select! {
+        biased;
+        response = handled => response,
+        () = over.cancelled() => {
+            Ok(Failure(Problem::unauthenticated(TOKEN_ENDED)).into_response())
+        }
+    }
+}
+
+/// The response, cut off when the token ends if it is a stream.
+fn ending_with(over: Option<CancellationToken>, response: Response) -> Response {
+    let Some(over) = over.filter(|_| response.body().size_hint().exact().is_none()) else { return response };
+    response.map(|body| {
+        let parts = (body.into_data_stream(), Box::pin(over.cancelled_owned()));
+        Body::from_stream(futures_util::stream::unfold(parts, |(mut body, mut over)| async move {
+            let part = tokio::select! {
+                () = &mut over => Err(axum::Error::new(TOKEN_ENDED)),
+                part = body.next() => part?,
+            };
+            Some((part, (body, over)))
+        }))
+    })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

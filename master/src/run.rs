@@ -1,8 +1,7 @@
 //! Puts the parts together, and takes them apart in order.
 
-use crate::Tls;
 use crate::{
-    Config, Error,
+    Config, Error, Tls,
     api::{
         app::{App, Parts},
         routes,
@@ -27,6 +26,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long streams and work channels may take to end at shutdown.
 const STREAMS_END: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether tokens have expired. (One that has opens nothing from that instant on.)
+const LOOK_AT_TOKENS: Duration = Duration::from_secs(1);
 
 /// Runs a master until `shutdown`: opens the store, reads back what it has, serves, and at the end lets
 /// requests in progress finish before the scheduler and the store stop.
@@ -85,6 +87,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());
+    tokio::spawn(end_expired_tokens(app.clone(), shutdown.clone()));
     let server = tls.as_ref().map(|tls| Arc::clone(&tls.server));
     if let Some(tls) = tls {
         tokio::spawn(tls.keep(shutdown.clone()));
@@ -107,6 +110,16 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     }
     brain_stop.cancel();
     brain_ended.await.map_err(|error| Error::Brain(error.to_string()))
+}
+
+/// Ends tokens, and what was begun with them, when they expire.
+async fn end_expired_tokens(app: App, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK_AT_TOKENS) => app.end_expired_tokens().await,
+        }
+    }
 }
 
 fn core_config(config: &Config, bound: SocketAddr, secure: bool, epoch: u64) -> scheduler::Config {

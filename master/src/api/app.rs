@@ -2,7 +2,7 @@
 
 use super::{failure::Failure, intake::Intake, routes::Index, schemas::Schemas};
 use crate::{
-    auth::{Principal, TokenHash, Tokens},
+    auth::{Held, Principal, TokenHash, Tokens},
     brain::{Brain, Unavailable},
     hosts::Hosts,
     places::{Place, Places},
@@ -173,8 +173,8 @@ impl App {
     /// Who holds this token; `None` if nobody does.
     pub(crate) async fn identify(&self, token: &str) -> Result<Option<Principal>, Failure> {
         let hash = service::token::hash(token);
-        if let Some(info) = self.tokens().find(&hash, self.now().wall) {
-            return Ok(Some(Principal::Token { info, hash }));
+        if let Some(Held { info, over }) = self.tokens().find(&hash, self.now().wall) {
+            return Ok(Some(Principal::Token { info, hash, over }));
         }
         let node = self.query(move |core, now| core.session(&hash, now)).await?;
         Ok(node.map(Principal::Node))
@@ -192,7 +192,7 @@ impl App {
 
     /// Takes the caller's token out of use for good, if it is one for a single use.
     pub(crate) async fn spend(&self, principal: &Principal) -> Result<Option<Spent>, Failure> {
-        let Principal::Token { info, hash } = principal else { return Ok(None) };
+        let Principal::Token { info, hash, .. } = principal else { return Ok(None) };
         if !info.single_use {
             return Ok(None);
         }
@@ -218,12 +218,7 @@ impl App {
 
     /// Stores a token and takes it into use; drops expired ones to make room.
     pub(crate) async fn add_token(&self, hash: TokenHash, info: &TokenInfo) -> Result<(), Failure> {
-        for id in self.tokens().sweep(info.created_at) {
-            // One that stays behind in the store is dropped at the next start.
-            if let Err(error) = self.0.store.remove_token(id).await {
-                tracing::warn!(%error, "an expired token stays in the store");
-            }
-        }
+        self.end_expired_tokens().await;
         if self.tokens().len() >= crate::auth::MAX_TOKENS {
             return Err(Problem::conflict("there are too many valid tokens; revoke some first").into());
         }
@@ -232,13 +227,23 @@ impl App {
         Ok(())
     }
 
-    /// Revokes a token.
+    /// Ends the tokens that have expired, with what was begun with them.
+    pub(crate) async fn end_expired_tokens(&self) {
+        for id in self.tokens().sweep(self.now().wall) {
+            // One that stays behind in the store is dropped at the next start.
+            if let Err(error) = self.0.store.remove_token(id).await {
+                tracing::warn!(%error, "an expired token stays in the store");
+            }
+        }
+    }
+
+    /// Revokes a token, and ends what was begun with it.
     pub(crate) async fn remove_token(&self, id: uuid::Uuid) -> Result<(), Failure> {
         let Some(hash) = self.tokens().hash_of(id) else {
             return Err(Problem::not_found(format!("there is no token {id}")).into());
         };
         self.0.store.remove_token(id).await.map_err(|error| store_failed(&error))?;
-        self.tokens().take(&hash);
+        self.tokens().revoke(&hash);
         Ok(())
     }
 

@@ -107,12 +107,15 @@ impl Stream {
         let mut open = true;
         let mut retry_at = Instant::now();
         let shutdown = self.app.shutdown();
+        let over = self.principal.over().cloned().unwrap_or_default();
         while open || !self.pending.is_empty() || !self.refused.is_empty() {
             let room = self.out.has_room();
             let may_read = open && room && self.refused.is_empty() && self.pending.len() < MAX_IN_FLIGHT;
             let idle = open && self.pending.is_empty() && self.refused.is_empty();
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                // No line more is taken; the guard ends the answer.
+                () = over.cancelled() => return self.out.closed().await,
                 () = self.out.closed() => return,
                 line = lines.next(), if may_read => match line {
                     Ok(Some(line)) => self.take(line).await,
