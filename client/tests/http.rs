@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
-use client::{Client, ClientConfig, Error, ErrorClass, SubmitOptions, Timeouts, Token};
+use client::{Client, ClientConfig, Error, ErrorClass, SubmitOptions, Timeouts, Token, Trust};
 use protocol::{
     NodeId, Problem, TaskId,
     pool::PoolSpec,

@@ -119,6 +119,12 @@ impl Cluster {
         command
     }
 
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     /// Runs `evenkeel`, whatever comes of it.
     #[must_use]
     pub fn try_evenkeel(&self, arguments: &[&str]) -> Ran {

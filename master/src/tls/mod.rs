@@ -395,6 +395,56 @@ mod tests {
         verify(&ready, "localhost", Timestamp(now.0 + 140 * day)).unwrap();
     }
 
+    /// A server that shows a certificate that was made at `at` for `name`, and what a client says of it.
+    async fn seen_by_a_client(name: &str, at: Timestamp) -> Result<(), client::Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        let authority = Authority::open(folder.path(), service::clock::wall()).unwrap();
+        let issued = authority.issue(&[name.to_owned()], at).unwrap();
+        fs::write(&cert, pem("CERTIFICATE", &issued.chain[0])).unwrap();
+        fs::write(&key, pem("PRIVATE KEY", issued.key.secret_der())).unwrap();
+        let mut config = config::Config::new(folder.path());
+        config.tls = Tls::Files { cert, key };
+        let ready = prepare(&config, &[]).unwrap().unwrap();
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new().route("/readyz", axum::routing::get(|| async {}));
+        let stop = CancellationToken::new();
+        let limits = crate::server::Limits::default();
+        let serving = tokio::spawn(crate::server::serve(
+            listener,
+            router,
+            limits,
+            Some(Arc::clone(&ready.server)),
+            stop.clone(),
+        ));
+        let ca = fs::read(authority.file()).unwrap();
+        let config = client::ClientConfig::new(&url).with_trust(client::Trust::Certificates(ca));
+        let said = client::Client::new(config).unwrap().readyz().await;
+        stop.cancel();
+        serving.await.unwrap();
+        said
+    }
+
+    #[tokio::test]
+    async fn a_client_refuses_a_certificate_that_has_expired_or_is_for_another_name_and_says_which() {
+        let (now, day) = (service::clock::wall(), 86_400_000);
+        seen_by_a_client("127.0.0.1", now).await.unwrap();
+        let refused = async |name, at| {
+            let error = seen_by_a_client(name, at).await.unwrap_err();
+            assert!(matches!(error, client::Error::Untrusted { .. }), "{error}");
+            error.to_string()
+        };
+        let expired = refused("127.0.0.1", Timestamp(now.0 - 100 * day)).await;
+        assert!(expired.contains("has expired at 20") && expired.contains("--tls-cert"), "{expired}");
+        let early = refused("127.0.0.1", Timestamp(now.0 + day)).await;
+        assert!(early.contains("not valid before 20") && early.contains("clock"), "{early}");
+        let other = refused("master.example", now).await;
+        assert!(other.contains("not for 127.0.0.1") && other.contains("master.example"), "{other}");
+        assert!(other.contains("--tls-name"), "{other}");
+    }
+
     #[test]
     fn files_are_read_again_when_they_change_and_wrong_ones_change_nothing() {
         let folder = tempfile::tempdir().unwrap();

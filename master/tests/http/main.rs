@@ -18,3 +18,5 @@ mod hostile_node;
 mod life_of_a_task;
 mod node;
 mod pools;
+mod tls;
+mod tokens;
