@@ -22,7 +22,10 @@ impl Drop for Running {
 }
 
 fn curl(arguments: &[&str]) -> Ran {
-    try_run(Command::new("curl").args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"]).args(arguments), "")
+    try_run(
+        Command::new("curl").args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"]).args(arguments),
+        "",
+    )
 }
 
 fn openssl(folder: &Path, line: &str) -> Ran {

@@ -71,6 +71,7 @@ impl Failure {
         match self {
             Self::Client(error)
             | Self::Status(status_fetcher::Error::Master(error))
+            | Self::Node(node::Error::Client(error))
             | Self::Manager(node_manager::Error::Refused(error)) => error.exit_code(),
             Self::Usage(_)
             | Self::Status(status_fetcher::Error::Usage(_))

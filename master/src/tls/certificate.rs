@@ -140,7 +140,7 @@ fn signed(
     let mut serial = [0; 16];
     random.fill(&mut serial)?;
     // Positive, and not shorter for a leading zero.
-    serial[0] = serial[0] & 0x7f | 0x40;
+    serial[0] = (serial[0] & 0x7f) | 0x40;
     let algorithm = sequence(&[&der(OID, ECDSA_WITH_SHA256)]);
     let public =
         sequence(&[&sequence(&[&der(OID, EC_PUBLIC_KEY), &der(OID, PRIME256V1)]), &bit_string(key.public())]);
