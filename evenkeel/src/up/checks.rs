@@ -157,6 +157,7 @@ mod tests {
             subnet: None,
             master_ip: None,
             cgroup_parent: None,
+            tls: false,
             detach: false,
         }
     }

@@ -96,7 +96,7 @@ pub(crate) struct Ready {
 
 /// Where the certificate comes from.
 enum Source {
-    Own { authority: Authority, names: Names, current: Vec<String>, not_after: Timestamp },
+    Own { authority: Box<Authority>, names: Names, current: Vec<String>, not_after: Timestamp },
     Files { cert: PathBuf, key: PathBuf, stamp: Option<Stamp> },
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn prepare(config: &config::Config, own_names: &[String]) -> Result<O
         Tls::Off => return Ok(None),
         Tls::Auto { names } => {
             let names = wanted(config.listen.ip(), own_names, names);
-            let authority = Authority::open(&config.state_dir, now)?;
+            let authority = Box::new(Authority::open(&config.state_dir, now)?);
             let current = names.now();
             let issued = authority.issue(&current, now)?;
             let key = CertifiedKey::from_der(issued.chain, issued.key, &provider)?;
