@@ -13,9 +13,11 @@ fn hold<'a>(memory: &'a str, seconds: &'a str) -> [&'a str; 10] {
 fn of_programs_side_by_side_the_one_that_was_killed_for_its_memory_is_blamed() {
     let cluster = Cluster::up(&["--nodes", "1", "--cpus", "1.1", "--memory", "160MiB"]);
     let node = cluster.wait_for_ready(1, 10).remove(0);
-    let innocent = cluster.submit(&hold("20MiB", "12"));
+    // The largest at every moment, but it asked for what it holds.
+    let innocent = cluster.submit(&[&["--memory", "100MiB"][..], &hold("90MiB", "12")].concat());
     cluster.node_of(&innocent, 20);
-    let hog = cluster.submit(&hold("4GiB", "12"));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let hog = cluster.submit(&hold("80MiB", "12"));
     let hog = cluster.wait_for_task(&hog, "failed", 40);
     assert_eq!(hog["error"]["code"], "out_of_memory", "{hog}");
     // One that dies by signal 9 for another reason, beside all that.

@@ -45,6 +45,9 @@ fn a_pool_without_nodes_queues_its_kinds_and_finishes_them_when_it_is_scaled_up(
     let _manager = Manager::run(&cluster, "big");
 
     // Known, and checked, while no node has it.
+    let kinds = cluster.evenkeel(&["kinds"]);
+    let which = kinds.lines().find(|line| line.starts_with("which")).unwrap();
+    assert_eq!(which.split_whitespace().skip(1).take(2).collect::<Vec<_>>(), ["2", "7.6"], "{kinds}");
     let task = cluster.submit(&["which"]);
     let queued = cluster.task(&task);
     assert_eq!(queued["resources"], serde_json::json!({"cores": 2.0, "memory_bytes": 8_000_000}), "{queued}");

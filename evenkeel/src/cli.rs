@@ -1,7 +1,7 @@
 //! The command line: one description for flags, environment and `evenkeel.toml`.
 
 use crate::{
-    commands::{burn, demo, image, manager, master, node, status, submit, task, token, up},
+    commands::{burn, demo, image, kinds, manager, master, node, status, submit, task, token, up},
     connect,
 };
 use clap::{
@@ -94,6 +94,8 @@ pub(crate) enum Command {
     /// Look at tasks, wait for them, cancel them
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// List the kinds of work that are known, and what their tasks take
+    Kinds(kinds::KindsArgs),
     /// Make, list and revoke tokens
     #[command(subcommand)]
     Token(token::TokenCommand),

@@ -77,6 +77,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<(), Failure> {
         Command::StatusFetcher(args) => commands::status::run(&global, &args, &shutdown).await,
         Command::Submit(args) => commands::submit::run(&global, *args, &shutdown).await,
         Command::Task(command) => commands::task::run(&global, command, &shutdown).await,
+        Command::Kinds(args) => commands::kinds::run(&global, args).await,
         Command::Token(command) => commands::token::run(&global, command).await,
         Command::Image(command) => commands::image::run(command).await,
         Command::Burn(args) => commands::burn::run(args, &shutdown).await,

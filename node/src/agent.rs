@@ -161,6 +161,8 @@ impl Agent {
             allow_commands: config.allow_commands,
             env: config.command_env.clone(),
             work_root: config.work_root.clone(),
+            // Of a process of the host nobody counts kills: more than its own share its limit.
+            memory_limit_bytes: sampler.oom_counter().kills().map(|_| reading.memory.limit_bytes),
         };
         let now = Instant::now();
         Ok(Self {

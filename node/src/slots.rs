@@ -55,6 +55,8 @@ pub(crate) struct Abilities {
     pub(crate) env: BTreeMap<String, String>,
     /// Where private work directories are made.
     pub(crate) work_root: PathBuf,
+    /// The container's limit of memory; absent where there is none.
+    pub(crate) memory_limit_bytes: Option<u64>,
 }
 
 /// Why a run is over.
@@ -116,8 +118,9 @@ impl Slots {
     /// started.
     #[must_use]
     pub(crate) fn new(abilities: Abilities, tasks: Tasks, oom: OomCounter, on_over: OnOver) -> Self {
-        let commands = Commands::new(abilities.work_root.clone(), oom, tasks.clone());
-        let commands = commands.with_env(abilities.env.clone());
+        let commands = Commands::new(abilities.work_root.clone(), oom, tasks.clone())
+            .with_env(abilities.env.clone())
+            .with_memory_limit(abilities.memory_limit_bytes);
         let busy = AtomicUsize::new(0);
         let shared = Shared { abilities, commands, tasks, on_over, busy, idle: Mutex::default() };
         Self { shared: Arc::new(shared), attempts: BTreeMap::new(), threads: 0 }
@@ -130,7 +133,7 @@ impl Slots {
             run.timeout_ms.map(Duration::from_millis),
             run.deadline_in_ms.map(Duration::from_millis),
         );
-        let progress = Progress::default();
+        let progress = Progress::with_memory(run.memory_bytes);
         let attempt = Arc::new(Attempt { run: run.run, task: run.task, cancel, progress });
         self.attempts.insert(run.run, Arc::clone(&attempt));
         self.shared.busy.fetch_add(1, Ordering::SeqCst);
@@ -331,7 +334,8 @@ mod tests {
         let sender = Mutex::new(sender);
         let on_over: OnOver = Arc::new(move |run, over| sender.lock().unwrap().send((run, over)).unwrap());
         let (own, work_root) = (BTreeMap::new(), std::env::temp_dir());
-        let abilities = Abilities { own, allow_commands: false, env: BTreeMap::new(), work_root };
+        let env = BTreeMap::new();
+        let abilities = Abilities { own, allow_commands: false, env, work_root, memory_limit_bytes: None };
         (Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over), overs)
     }
 

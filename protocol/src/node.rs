@@ -397,9 +397,25 @@ pub fn slots_of(allotted_cores: f64) -> u32 {
     ((allotted_cores - 0.05).ceil().clamp(1.0, MAX_CORES)) as u32
 }
 
+/// Memory that the agent itself needs; at most half of the limit is held back for it.
+const AGENT_RESERVE_BYTES: u64 = 16 << 20;
+
+/// Memory that tasks may ask for in all on a node with this limit.
+#[must_use]
+pub fn memory_for_tasks(limit_bytes: u64) -> u64 {
+    limit_bytes - AGENT_RESERVE_BYTES.min(limit_bytes / 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agent_keeps_some_memory_but_never_more_than_half() {
+        assert_eq!(memory_for_tasks(256 << 20), 240 << 20);
+        assert_eq!(memory_for_tasks(8 << 20), 4 << 20);
+        assert_eq!(memory_for_tasks(0), 0);
+    }
 
     #[test]
     fn a_percentage_is_finite_whatever_was_allotted() {

@@ -15,7 +15,7 @@ use crate::{
 };
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
-    node::{CpuSample, MemorySample, NodeStatus, RunningTask, slots_of},
+    node::{CpuSample, MemorySample, NodeStatus, RunningTask, memory_for_tasks, slots_of},
 };
 use std::sync::Arc;
 
@@ -23,8 +23,6 @@ use std::sync::Arc;
 const SUSPECT_INTERVALS: u64 = 3;
 /// Intervals without contact after which a node may be lost.
 const LOST_INTERVALS: u64 = 4;
-/// Memory that the agent itself needs; at most half of the limit is held back for it.
-const AGENT_RESERVE_BYTES: u64 = 16 << 20;
 /// How long a session is valid after the last contact, in microseconds.
 pub const SESSION_US: u64 = 24 * 3_600 * 1_000_000;
 /// How long a node that is gone is shown, in microseconds.
@@ -319,12 +317,6 @@ impl Node {
     }
 }
 
-/// Memory that tasks may ask for in all on a node with this limit.
-#[must_use]
-pub fn memory_for_tasks(limit_bytes: u64) -> u64 {
-    limit_bytes - AGENT_RESERVE_BYTES.min(limit_bytes / 2)
-}
-
 /// The report interval of one of so many nodes, with work or at rest: all together send at most 2,000 reports a
 /// second. A node at rest has no news but what others take from it; with its 10 % of jitter it looks just often
 /// enough for a window of 1,000 ms.
@@ -402,12 +394,5 @@ mod tests {
         let nodes = [1, 1_000, 4_000, 10_000, 50_000];
         assert_eq!(nodes.map(|nodes| report_interval_ms(nodes, false)), [500, 500, 2_000, 5_000, 5_000]);
         assert_eq!(nodes.map(|nodes| report_interval_ms(nodes, true)), [900, 900, 2_000, 5_000, 5_000]);
-    }
-
-    #[test]
-    fn the_agent_keeps_some_memory_but_never_more_than_half() {
-        assert_eq!(memory_for_tasks(256 << 20), 240 << 20);
-        assert_eq!(memory_for_tasks(8 << 20), 4 << 20);
-        assert_eq!(memory_for_tasks(0), 0);
     }
 }

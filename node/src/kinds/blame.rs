@@ -1,10 +1,15 @@
-//! Which of the programs that run side by side the kernel killed for its memory.
+//! Which of the programs that run side by side the kernel kills for its memory, and which one it was.
+//!
+//! It kills the one with the highest score: its resident memory, and `oom_score_adj` thousandths of the
+//! container's limit (proc(5)). With 1000 for what asked for no memory, and less by the part of the limit that
+//! is set aside for it, that is the program that is furthest above what it asked for.
 //!
 //! The kernel only counts how often it killed something in this container; it does not say what. A program
 //! that ended by signal 9 is taken for its victim if a kill was counted while it ran that was not laid to
 //! another program's account, and not so long ago that the two have nothing to do with each other.
 
 use crate::cpu::OomCounter;
+use protocol::node::memory_for_tasks;
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,6 +20,18 @@ use std::{
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
 /// Most kills that are remembered.
 const MOST_KILLS: u64 = 1_024;
+
+/// The score of a program that asked for no memory.
+const MOST_SCORE: u64 = 1_000;
+
+/// [`MOST_SCORE`] less the part of the limit that is set aside. That part leaves room for the node itself,
+/// whose score is 0 and its memory, so that the node is never the first.
+fn oom_score_adj(memory_bytes: u64, limit_bytes: u64) -> u64 {
+    let part = memory_bytes.min(memory_for_tasks(limit_bytes));
+    let thousandths = u128::from(part) * u128::from(MOST_SCORE) / u128::from(limit_bytes.max(1));
+    // At most 1,000.
+    MOST_SCORE - thousandths as u64
+}
 
 /// The kills that were counted and not yet laid to anybody's account, oldest first, with the time at which
 /// each was first seen.
@@ -51,14 +68,24 @@ impl Kills {
 #[derive(Debug)]
 pub(super) struct Blame {
     counter: OomCounter,
+    memory_limit_bytes: Option<u64>,
     kills: Mutex<Kills>,
 }
 
 impl Blame {
     pub(super) fn new(counter: OomCounter) -> Self {
-        let blame = Self { counter, kills: Mutex::default() };
+        let blame = Self { counter, memory_limit_bytes: None, kills: Mutex::default() };
         blame.look();
         blame
+    }
+
+    pub(super) const fn set_memory_limit(&mut self, bytes: Option<u64>) {
+        self.memory_limit_bytes = bytes;
+    }
+
+    /// The score to give to a program for which so much memory is set aside.
+    pub(super) fn oom_score_adj(&self, memory_bytes: u64) -> u64 {
+        self.memory_limit_bytes.map_or(MOST_SCORE, |limit_bytes| oom_score_adj(memory_bytes, limit_bytes))
     }
 
     /// Looks at the counter; to be done before a program starts, and every now and then.
@@ -138,6 +165,21 @@ mod tests {
         world.look(6_000, 9);
         world.look(11_100, 9);
         assert!(!world.blamed(10));
+    }
+
+    #[test]
+    fn the_program_furthest_above_what_it_asked_for_has_the_highest_score() {
+        const MIB: u64 = 1 << 20;
+        let limit = 256 * MIB;
+        let score = |asked: u64, rss: u64| rss + oom_score_adj(asked, limit) * limit / 1_000;
+        assert_eq!(oom_score_adj(0, limit), 1_000);
+        assert!(score(150 * MIB, 140 * MIB) < score(0, 90 * MIB), "it keeps to what it asked for");
+        assert!(score(150 * MIB, 170 * MIB) > score(0, 15 * MIB), "it does not");
+        for asked in [0, MIB, 240 * MIB, 256 * MIB, u64::MAX] {
+            let least = oom_score_adj(asked, limit) * limit / 1_000;
+            assert!(least >= 16 * MIB, "a program of no size at all goes before the node: {asked}");
+        }
+        assert_eq!(oom_score_adj(5, 0), 1_000);
     }
 
     #[test]

@@ -105,14 +105,14 @@ fn ticks_since_boot() -> u64 {
     seconds.unwrap_or(0) * per_second + nanoseconds.unwrap_or(0) * per_second / 1_000_000_000
 }
 
-/// Starts a program as the leader of a process group of its own, first in line for the kernel's
-/// out-of-memory killer, and dying with the thread that started it.
+/// Starts a program as the leader of a process group of its own, before this node in line for the kernel's
+/// out-of-memory killer (`oom_score_adj`, 1 … 1000), and dying with the thread that started it.
 ///
 /// It inherits the nice value of the calling thread, which must not be the first one of the process.
 ///
 /// # Errors
 /// No such program, no permission, no more processes.
-pub(super) fn start(program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result<Leader> {
+pub(super) fn start(program: &Program, stdio: [BorrowedFd<'_>; 3], oom_score_adj: u64) -> io::Result<Leader> {
     let mut leader = Leader::enlisted();
     (leader.pid, leader.pidfd) = program.start(stdio)?;
     if let Some(listed) = list().commands.iter_mut().find(|listed| listed.number == leader.number) {
@@ -120,7 +120,7 @@ pub(super) fn start(program: &Program, stdio: [BorrowedFd<'_>; 3]) -> io::Result
     }
     // By us and not by the child: before its exec it is as hidden as we are, and its files are root's. Best
     // effort: it may have ended.
-    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", leader.pid), "1000");
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", leader.pid), oom_score_adj.to_string());
     Ok(leader)
 }
 

@@ -69,9 +69,16 @@ pub struct Progress {
     /// Process id of the program, whose exit status has not been taken; 0 while there is none. The lock is
     /// held while it is killed from outside, so that the number cannot become another's meanwhile.
     pid: Mutex<i32>,
+    memory_bytes: u64,
 }
 
 impl Progress {
+    /// Of an attempt for which so much memory is set aside.
+    #[must_use]
+    pub fn with_memory(memory_bytes: u64) -> Self {
+        Self { memory_bytes, ..Self::default() }
+    }
+
     /// Process id of the running program, if there is one.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
@@ -129,6 +136,14 @@ impl Commands {
     #[must_use]
     pub fn with_env(self, env: BTreeMap<String, String>) -> Self {
         Self { env, ..self }
+    }
+
+    /// The container's limit of memory, where there is one: a program that keeps to the memory set aside for
+    /// it is then not killed for what another one took.
+    #[must_use]
+    pub fn with_memory_limit(mut self, bytes: Option<u64>) -> Self {
+        self.blame.set_memory_limit(bytes);
+        self
     }
 
     /// Looks whether the kernel killed something; to be done every now and then while programs run.
@@ -195,7 +210,8 @@ impl Commands {
         self.blame.look();
         let started = Instant::now();
         let mut pipes = Pipes::new(command.stdin, command.stdout, Capture::end(STDERR_BYTES));
-        let leader = start(&program, &mut pipes, cancel)?;
+        let oom_score_adj = self.blame.oom_score_adj(progress.memory_bytes);
+        let leader = start(&program, &mut pipes, cancel, oom_score_adj)?;
         progress.set(leader.pid);
         // Process ids are positive.
         let counted = self.tasks.begin_command(leader.pid.unsigned_abs());
@@ -257,10 +273,15 @@ fn program(
 
 /// Starts a program; one that finds no room is tried again for a while, as what others leave behind is
 /// being killed.
-fn start(program: &Program, pipes: &mut Pipes<'_>, cancel: &Cancel) -> Result<Leader, NotStarted> {
+fn start(
+    program: &Program,
+    pipes: &mut Pipes<'_>,
+    cancel: &Cancel,
+    oom_score_adj: u64,
+) -> Result<Leader, NotStarted> {
     let give_up = Instant::now() + ROOM_WITHIN;
     loop {
-        let error = match pipes.start(|stdio| child::start(program, stdio)) {
+        let error = match pipes.start(|stdio| child::start(program, stdio, oom_score_adj)) {
             Ok(started) => return Ok(started),
             Err(error) => error,
         };

@@ -6,10 +6,10 @@
 //! After a restart of the master that is the node that registered last, and a template only where no node
 //! is there. Tasks keep what was said when they were accepted.
 
-use super::{Class, Core, Now, Refusal, node, submit::class_of};
+use super::{Class, Core, Now, Refusal, submit::class_of};
 use crate::{event::TemplateInfo, queue::KindId};
 use protocol::{
-    node::{KindInfo, NodeRegistration, slots_of},
+    node::{KindInfo, NodeRegistration, memory_for_tasks, slots_of},
     task::TaskSpec,
 };
 use std::{
@@ -177,7 +177,7 @@ impl Sizes {
     fn set_templates(&mut self, templates: &[TemplateInfo]) {
         let size = |template: &TemplateInfo| Size {
             slots: template.cores.map(slots_of),
-            memory_bytes: template.memory_bytes.map(node::memory_for_tasks),
+            memory_bytes: template.memory_bytes.map(memory_for_tasks),
         };
         let names = |template: &TemplateInfo| template.kinds.iter().map(|kind| kind.name.clone()).collect();
         // One that leaves both to its manager says nothing; its nodes will.
@@ -204,7 +204,7 @@ impl Core {
         let ids = ids.into();
         let size = Size {
             slots: Some(slots_of(registration.allotted_cores)),
-            memory_bytes: Some(node::memory_for_tasks(registration.memory_bytes)),
+            memory_bytes: Some(memory_for_tasks(registration.memory_bytes)),
         };
         self.sizes.registered(size, &ids, now_us);
         ids
