@@ -14,27 +14,24 @@ fn of_programs_side_by_side_the_one_that_was_killed_for_its_memory_is_blamed() {
     let cluster = Cluster::up(&["--nodes", "1", "--cpus", "1.1", "--memory", "160MiB"]);
     let node = cluster.wait_for_ready(1, 10).remove(0);
     // The largest at every moment, but it asked for what it holds.
-    let innocent = cluster.submit(&[&["--memory", "100MiB"][..], &hold("90MiB", "12")].concat());
+    let innocent = cluster.submit(&[&["--memory", "100MiB"][..], &hold("90MiB", "15")].concat());
     cluster.node_of(&innocent, 20);
     std::thread::sleep(std::time::Duration::from_secs(2));
-    let hog = cluster.submit(&hold("80MiB", "12"));
-    let hog = cluster.wait_for_task(&hog, "failed", 40);
-    assert_eq!(hog["error"]["code"], "out_of_memory", "{hog}");
-    // One that dies by signal 9 for another reason, beside all that.
-    let killed = cluster.try_evenkeel(&[
-        "submit",
-        "--timeout",
-        "1s",
-        "run",
-        "--",
-        "/evenkeel",
-        "burn",
-        "--seconds",
-        "9",
-    ]);
-    assert!(killed.stderr.contains("timeout"), "{killed:?}");
+    let greedy = cluster.submit(&hold("80MiB", "1"));
+    eventually("it is killed, and waits for more memory", 30, || {
+        let task = cluster.task(&greedy);
+        if task["state"] == "queued" && task["attempt"] == 1 { Ok(()) } else { Err(task.to_string()) }
+    });
+    let why = cluster.evenkeel(&["task", "explain", &greedy, "-o", "json"]);
+    assert!(why.contains("not_enough_memory"), "{why}");
     let innocent = cluster.wait_for_task(&innocent, "succeeded", 40);
     assert_eq!(innocent["attempt"], 1, "{innocent}");
+    let greedy = cluster.wait_for_task(&greedy, "succeeded", 40);
+    assert_eq!(greedy["attempt"], 2, "alone it fits: {greedy}");
+    let hog = cluster.submit(&hold("4GiB", "1"));
+    let hog = cluster.wait_for_task(&hog, "failed", 40);
+    assert_eq!(hog["error"]["code"], "out_of_memory", "{hog}");
+    assert_eq!(hog["attempt"], 1, "no node has more to give: {hog}");
     assert_eq!(cluster.node(node.text("name")).unwrap().text("id"), node.text("id"), "the node lives");
 }
 

@@ -84,6 +84,12 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     });
     // The brain may have ended already; then its end is seen below.
     let _stopped = app.tell(Event::TemplatesKnown { templates: app.pools().templates() }).await;
+    let (leaving, about_to_end) = (app.clone(), shutdown.clone());
+    app.spawn(async move {
+        about_to_end.cancelled().await;
+        // A brain that has ended needs no word of it.
+        let _ended = leaving.tell(Event::GoingAway).await;
+    });
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());

@@ -193,6 +193,8 @@ pub enum Event {
         /// The whole set; replaces the one before.
         templates: Vec<TemplateInfo>,
     },
+    /// This master is about to end: nobody reaches it any more, so from now on silence says nothing of a node.
+    GoingAway,
     /// All writes up to this one are durable.
     Written {
         /// The last of them.

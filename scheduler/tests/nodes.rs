@@ -199,6 +199,21 @@ fn a_name_is_taken_while_its_node_lives_unless_its_own_token_comes() {
 }
 
 #[test]
+fn a_master_that_is_about_to_end_takes_no_silent_node_for_lost() {
+    let mut world = World::default();
+    let one = world.join(1, 1.0);
+    let (task, _) = world.submit(burn(60_000));
+    world.event(Event::GoingAway);
+    world.event(Event::ChannelDown { node: one, by_node: true });
+    world.pass_ms(20_000, &[]);
+    assert_eq!(world.status(one), NodeStatus::Suspect);
+    assert_eq!(world.state(task), TaskState::Running, "the next master finds both as they were");
+    assert!(!world.ops.iter().any(|op| matches!(op, Op::NodeGone { .. })));
+    world.kill(one);
+    assert_eq!(world.status(one), NodeStatus::Lost, "evidence is evidence");
+}
+
+#[test]
 fn a_draining_node_finishes_what_it_has_and_takes_no_more() {
     let mut world = World::default();
     let one = world.join(1, 1.0);

@@ -47,10 +47,12 @@ pub(crate) async fn get(
         if query.revision != Some(view.revision) || Instant::now() >= until {
             return Ok(tagged(StatusCode::OK, &view));
         }
-        // A timeout and the end of the master both lead to one more look, and an answer.
-        let _woken = tokio::time::timeout_at(until, changes.changed()).await;
-        if app.shutdown().is_cancelled() {
-            return Ok(tagged(StatusCode::OK, &view));
+        let shutdown = app.shutdown();
+        tokio::select! {
+            // A timeout leads to one more look, and an answer.
+            _woken = tokio::time::timeout_at(until, changes.changed()) => {}
+            // The master's end is not held up by those who only wait.
+            () = shutdown.cancelled() => return Ok(tagged(StatusCode::OK, &view)),
         }
     }
 }

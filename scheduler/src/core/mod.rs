@@ -89,6 +89,8 @@ pub struct Core {
     expired_order: VecDeque<TaskId>,
 
     nodes: BTreeMap<NodeId, Node>,
+    /// Whether this master is about to end.
+    going_away: bool,
     alive: usize,
     names: BTreeMap<String, NodeId>,
     sessions: BTreeMap<[u8; 32], NodeId>,
@@ -132,6 +134,7 @@ impl Core {
             expired: BTreeSet::new(),
             expired_order: VecDeque::new(),
             nodes: BTreeMap::new(),
+            going_away: false,
             alive: 0,
             names: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -231,6 +234,7 @@ impl Core {
             Event::Resume { node } => self.resume(now, node, out),
             Event::Remove { node } => self.remove(now, node, out),
             Event::TemplatesKnown { templates } => self.templates_known(now, &templates),
+            Event::GoingAway => self.going_away = true,
             Event::Written { through } => self.written(now, through, out),
             Event::WriteFailed { through, why } => self.write_failed(now, through, &why, out),
             Event::Tick => {}

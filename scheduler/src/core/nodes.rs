@@ -192,6 +192,9 @@ impl Core {
         if let Some(next_us) = next_us {
             self.timers.insert((next_us, Timer::Node(id)));
         }
+        if status == NodeStatus::Lost && self.going_away {
+            return;
+        }
         if status == NodeStatus::Lost {
             return self.lose(now, id, &reason, out);
         }
