@@ -169,6 +169,12 @@ fn an_update_replaces_nodes_without_killing_what_runs_and_one_that_cannot_work_c
     let missing = Cluster::try_up("t-missing", &["--nodes", "1", "--image", "t-no-such-image:1"]);
     assert_eq!(missing.code, 2, "{missing:?}");
     assert!(missing.stderr.contains("docker pull t-no-such-image:1"), "{missing:?}");
+    let no_name = Cluster::try_up("t-missing", &["--nodes", "1", "--image", "T-No:Name:1"]);
+    assert_eq!(no_name.code, 2, "{no_name:?}");
+    let twice = ["--nodes", "1", "--mount", "/usr:/data", "--mount", "/etc:/data"];
+    let twice = Cluster::try_up("t-missing", &twice);
+    assert_eq!(twice.code, 2, "{twice:?}");
+    assert!(twice.stderr.contains("two mounts"), "{twice:?}");
 
     let cluster = Cluster::up(&["--nodes", "2", "--image", &image.name, "--cpus", "0.3"]);
     let before = ids(&cluster);
@@ -202,6 +208,11 @@ fn an_update_replaces_nodes_without_killing_what_runs_and_one_that_cannot_work_c
     assert_eq!(ids(&cluster), working);
     assert_eq!(said(&cluster, &["uname"]), "Linux");
     assert_eq!(cluster.try_evenkeel(&["node-manager", "update", "--image", "t-no-such-image:2"]).code, 2);
+    // What a manager left behind that died while it filled the volume of our program is in nobody's way.
+    let label = format!("io.evenkeel.cluster={}", cluster.name);
+    let left = format!("evenkeel-{}-default-filler", cluster.name);
+    let left = ["create", "--name", &left, "--label", &label, "--label", "io.evenkeel.role=manager"];
+    docker(&[&left[..], &[&image.name]].concat());
     cluster.evenkeel(&["node-manager", "update", "--image", debian_python()]);
     replaced(&cluster, &working);
     assert!(said(&cluster, &["python3", "--version"]).starts_with("Python 3"));

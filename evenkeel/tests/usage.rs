@@ -75,6 +75,7 @@ fn wrong_values_of_each_kind_are_named_with_what_would_be_right() {
         ("up --mount /data", "SOURCE:TARGET"),
         ("up --cpus 0", "above 0"),
         ("up --user me", "UID:GID"),
+        ("up --image=", "NAME:TAG"),
         ("up --runtime process --listen 127.0.0.1:0 --image debian", "--image needs containers"),
         ("up --runtime process --listen 127.0.0.1:0 --mount .:/data", "--mount needs containers"),
         ("up --runtime process --listen 127.0.0.1:0 --isolate", "--isolate needs containers"),

@@ -42,7 +42,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     memory: Option<u64>,
     /// Image of the nodes [default: made from this program]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_image)]
     image: Option<String>,
     /// Host directory in every node, may be given more than once
     #[arg(long, value_parser = parse_mount, value_name = "SOURCE:TARGET[:ro]")]
@@ -107,6 +107,16 @@ pub(super) fn parse_mount(text: &str) -> Result<Mount, String> {
     let real = Path::new(source).canonicalize().or_else(|_| std::path::absolute(source));
     let source = real.map_err(|error| format!("{source}: {error}"))?;
     Ok(Mount { source: source.display().to_string(), target: target.to_owned(), read_only })
+}
+
+/// The name of an image, as far as it can be told here: the daemon knows the rest.
+pub(super) fn parse_image(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._/:@-".contains(&byte);
+    if text.is_empty() || !text.bytes().all(fits) || text.starts_with(['-', '/', '.']) || text.contains("//")
+    {
+        return Err(format!("{text:?} is no name of an image; write it as NAME or NAME:TAG, as debian:12"));
+    }
+    Ok(text.to_owned())
 }
 
 /// `UID[:GID]` in numbers: an image may have other names than this host, or none.
@@ -226,6 +236,16 @@ mod tests {
         assert!(parse_listen("0.0.0.0:7401").is_ok());
         assert!(parse_listen("7411").unwrap_err().contains("127.0.0.1:7411"));
         assert!(parse_listen(":7411").unwrap_err().contains("127.0.0.1:7411"));
+    }
+
+    #[test]
+    fn an_image_is_named_as_docker_names_it() {
+        for right in ["debian", "debian:12", "registry.example:5000/a/b:1", "x@sha256:00ff", "sha256:00ff"] {
+            assert!(parse_image(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "a b", "-v", "../x", "http://x/y", "x?y"] {
+            assert!(parse_image(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     parse_cores,
-    up::{parse_mount, parse_user, read_kinds},
+    up::{parse_image, parse_mount, parse_user, read_kinds},
 };
 use crate::{
     cli::Global,
@@ -37,7 +37,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long, default_value = "default")]
     pool: String,
     /// Image of the nodes
-    #[arg(long)]
+    #[arg(long, value_parser = parse_image)]
     image: Option<String>,
     /// CPU limit of each node, in cores
     #[arg(long, value_parser = parse_cores)]

@@ -8,10 +8,11 @@ use crate::exit::Failure;
 use crate::output;
 use node_manager::{
     docker::{DockerEngine, network::Network},
-    engine::{Host, NODE_USER},
+    engine::{EngineError, Host, NODE_USER},
     mounts::daemon_is_local,
+    template::{NodeTemplate, Surroundings, TemplateError},
 };
-use protocol::pool::Mount;
+use protocol::pool::{Mount, Template};
 use std::{
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
@@ -31,6 +32,7 @@ pub(super) async fn refuse_impossible(wish: &Wish, runtime: &Runtime) -> Result<
     match runtime {
         Runtime::Process(_) => check_process(wish).map_err(Failure::Usage),
         Runtime::Docker(engine) => {
+            check_template(wish, &host).map_err(|error| Failure::Usage(format!("--mount: {error}")))?;
             // The paths of another host cannot be looked at from here.
             if daemon_is_local() {
                 wish.mounts.iter().try_for_each(check_mount).map_err(Failure::Usage)?;
@@ -49,12 +51,23 @@ pub(super) async fn refuse_impossible(wish: &Wish, runtime: &Runtime) -> Result<
 /// # Errors
 /// [`Failure::Usage`], or the daemon does not answer.
 pub(crate) async fn check_image(engine: &DockerEngine, image: &str) -> Result<(), Failure> {
-    if engine.has_image(image).await? {
-        return Ok(());
+    match engine.has_image(image).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::Usage(format!(
+            "--image: the Docker daemon has no image {image}; get it by `docker pull {image}`, or look at `docker image ls`"
+        ))),
+        // It is no name of an image.
+        Err(EngineError::Failed { reason, .. }) => Err(Failure::Usage(format!("--image: {reason}"))),
+        Err(other) => Err(other.into()),
     }
-    Err(Failure::Usage(format!(
-        "--image: the Docker daemon has no image {image}; get it by `docker pull {image}`, or look at `docker image ls`"
-    )))
+}
+
+/// What no node could be made from, such as two mounts at one target.
+fn check_template(wish: &Wish, host: &Host) -> Result<(), TemplateError> {
+    let template = Template { mounts: wish.mounts.clone(), ..Template::default() };
+    let allow_mounts = wish.mounts.iter().map(|mount| mount.source.clone().into()).collect();
+    let around = Surroundings { allow_mounts, isolated: true, ..Surroundings::default() };
+    NodeTemplate::new(&template, &around, host).map(drop)
 }
 
 fn check_cpus(cpus: Option<f64>, host: &Host) -> Result<(), String> {
@@ -171,6 +184,23 @@ mod tests {
         assert!(check(true, true).is_ok() && check(false, false).is_ok());
         assert!(check(true, false).is_err_and(|text| text.contains("--isolate")));
         assert!(check(false, true).is_err_and(|text| text.contains("docker network rm balancer-net")));
+    }
+
+    #[test]
+    fn mounts_that_no_node_could_have_are_refused_before_anything_is_made() {
+        let host = Host { cores: 2.0, memory_bytes: 1 << 30, runtime: String::new() };
+        let check = |mounts: &[(&str, &str)]| {
+            let mount = |(source, target): &(&str, &str)| Mount {
+                source: (*source).to_owned(),
+                target: (*target).to_owned(),
+                read_only: false,
+            };
+            check_template(&Wish { mounts: mounts.iter().map(mount).collect(), ..wish() }, &host)
+        };
+        assert_eq!(check(&[("/a", "/x"), ("/b", "/y")]), Ok(()));
+        assert!(matches!(check(&[("/a", "/x"), ("/b", "/x")]), Err(TemplateError::MountTwice(_))));
+        assert!(matches!(check(&[("/a", "/tmp")]), Err(TemplateError::MountTarget(_))));
+        assert!(matches!(check(&[("/run", "/x")]), Err(TemplateError::MountSocket(_))));
     }
 
     #[test]
