@@ -200,6 +200,18 @@ impl Cluster {
         node.unwrap_or_else(|| panic!("no node {id}")).text("name").to_owned()
     }
 
+    /// Process id of a node of this name, of a cluster of host processes.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn pid_of(&self, node: &str) -> String {
+        let record = self.state.path().join("processes/processes").join(format!("{node}.json"));
+        let text = fs::read(&record).unwrap_or_else(|error| panic!("{}: {error}", record.display()));
+        let record: Value = serde_json::from_slice(&text).unwrap();
+        record["life"]["identity"]["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {record}")).to_string()
+    }
+
     /// Names of the cluster's containers, running or not, with this role (`master`, `manager`, `node`).
     #[must_use]
     pub fn containers(&self, role: &str) -> Vec<String> {

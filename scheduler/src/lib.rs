@@ -15,7 +15,8 @@
 //!   [`estimate`] (what a task costs), [`ledger`] (what is in flight), [`queue`] (who is next),
 //!   [`placement`] (where to), [`health`] (slow start and ejection), [`explain`];
 //! - [`task`]: the life of a task; [`node`]: the states and clocks of a node; [`idempotency`]: keys;
-//!   [`index`]: nodes found without looking at all; [`rates`]: events per second.
+//!   [`index`]: nodes found without looking at all; [`rates`]: events per second; [`retries`]: the
+//!   budget of what is tried again.
 
 pub mod capacity;
 pub mod config;
@@ -34,6 +35,7 @@ pub mod policy;
 pub mod queue;
 pub mod rates;
 pub mod record;
+pub mod retries;
 pub mod task;
 
 pub use config::Config;

@@ -202,6 +202,21 @@ fn runs_wait_for_slots_in_order_and_their_deadline_goes_on() {
 }
 
 #[test]
+fn a_timeout_counts_from_the_start_of_its_run_and_not_while_it_waits_for_a_slot() {
+    let mut bench = Bench::open(Config { max_waiting: 1, ..Config::new(1) });
+    let ToNode::Run(mut header, input) = order(2) else { panic!("no run") };
+    header.timeout_ms = Some(1_000);
+    assert_eq!(started(&bench.hear(&[order(1), ToNode::Run(header, input)])), [1]);
+    bench.now_us += 9_000_000;
+    match &bench.end(1, b"1")[..] {
+        [Effect::Start(run, _), Effect::Send(_)] => {
+            assert_eq!((run.timeout_ms, run.deadline_in_ms), (Some(1_000), Some(1_000)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_node_that_shrank_still_runs_what_it_took() {
     let mut bench = Bench::open(Config::new(2));
     assert_eq!(started(&bench.hear(&[order(1), order_at(EPOCH, 2, 2.0)])), [1]);

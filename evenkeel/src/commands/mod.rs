@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod burn;
 pub(crate) mod demo;
 pub(crate) mod image;
+mod input;
 pub(crate) mod kinds;
 pub(crate) mod manager;
 pub(crate) mod master;

@@ -1,24 +1,20 @@
 //! `evenkeel submit`: one task, or many with `--batch`.
 
 use super::{
-    batch, parse_cores, parse_label,
+    batch,
+    input::{command_input, json_input, short_input},
+    parse_cores, parse_label,
     waiting::{ResultOutput, Waiting, print_ended},
 };
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
 use clap::{Args, ValueEnum};
 use client::{Client, SubmitOptions};
-use protocol::task::{Durability, Json, MAX_BODY_BYTES, ResourceRequest, TaskSpec};
-use serde_json::{Value, json, value::RawValue};
+use protocol::task::{Durability, ErrorCode, ResourceRequest, TaskSpec};
 use service::{
     Shutdown,
     duration::{parse_bytes, parse_duration, parse_ms},
 };
-use std::{
-    fs,
-    io::{self, Read},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 /// The kinds are looked up for a message within this.
 const KINDS_WITHIN: Duration = Duration::from_secs(3);
@@ -34,6 +30,7 @@ Examples:
   evenkeel submit sleep 1000 --detach
   evenkeel submit my-kind --input @input.json
   evenkeel submit run -- echo hello
+  evenkeel submit run --stdin @names.txt --env LC_ALL=C -- sort
   evenkeel submit --batch tasks.ndjson > results.ndjson")]
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
@@ -47,6 +44,12 @@ pub(crate) struct SubmitArgs {
     /// The input: JSON, @FILE, or '-' for standard input
     #[arg(long, value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
     input: Option<String>,
+    /// What a command (run) reads from its standard input: text, @FILE, or '-' for what this one reads
+    #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true, conflicts_with = "input")]
+    stdin: Option<String>,
+    /// Environment variable of a command (run), may be given more than once
+    #[arg(long, value_parser = parse_variable, value_name = "NAME=VALUE", conflicts_with = "input")]
+    env: Vec<(String, String)>,
     /// Do not wait: print the task's id
     #[arg(long)]
     detach: bool,
@@ -62,9 +65,16 @@ pub(crate) struct SubmitArgs {
     /// Most attempts, 1 to 100 [default: its kind's, else 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
     max_attempts: Option<u32>,
-    /// -100 to 100, higher first
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i8).range(-100..=100), allow_negative_numbers = true)]
-    priority: i8,
+    /// Try again after this error too (beside a lost node), may be given more than once
+    #[arg(long, value_parser = parse_code, value_name = "CODE")]
+    retry_on: Vec<ErrorCode>,
+    /// How long after contact to its node is lost the task waits before it runs elsewhere
+    /// [default: until the node counts as lost]
+    #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
+    rerun_after: Option<u64>,
+    /// -100 to 100, higher first [default: 0]
+    #[arg(long, value_parser = clap::value_parser!(i8).range(-100..=100), allow_negative_numbers = true)]
+    priority: Option<i8>,
     /// Threads that the task keeps busy [default: its kind's, else 1]
     #[arg(long, value_parser = parse_cores)]
     cores: Option<f64>,
@@ -84,7 +94,7 @@ pub(crate) struct SubmitArgs {
     #[arg(short, long, value_enum, default_value_t = ResultOutput::Json)]
     output: ResultOutput,
     /// One task a line, as JSON; '-' for standard input. Results come as they finish
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["input", "key", "timeout", "deadline", "max_attempts", "cores", "memory", "label", "durability"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["input", "stdin", "env", "key", "timeout", "deadline", "max_attempts", "retry_on", "rerun_after", "priority", "cores", "memory", "label", "durability", "output"])]
     batch: Option<PathBuf>,
 }
 
@@ -92,6 +102,29 @@ pub(crate) struct SubmitArgs {
 enum DurabilityArg {
     Disk,
     Memory,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not an environment variable; write it as NAME=VALUE")),
+    }
+}
+
+/// Codes after which a task can be tried again; the master has the last word.
+fn parse_code(text: &str) -> Result<ErrorCode, String> {
+    let codes = [
+        ErrorCode::Timeout,
+        ErrorCode::TaskError,
+        ErrorCode::OutOfMemory,
+        ErrorCode::BadInput,
+        ErrorCode::ResultTooLarge,
+        ErrorCode::NodeLost,
+    ];
+    codes
+        .into_iter()
+        .find(|code| code.as_str() == text)
+        .ok_or_else(|| format!("{text:?} is not one of {}", codes.map(ErrorCode::as_str).join(", ")))
 }
 
 /// Submits, and waits unless it is told not to.
@@ -148,15 +181,26 @@ async fn unknown_kind(client: &Client, args: &SubmitArgs) -> Option<Failure> {
 impl SubmitArgs {
     fn spec(&self) -> Result<TaskSpec, Failure> {
         let kind = self.kind.clone().unwrap_or_default();
+        let for_commands = self.stdin.is_some() || !self.env.is_empty();
         let input = match &self.input {
-            Some(text) => Some(read_input(text)?),
+            Some(text) => Some(json_input(text)?),
+            None if kind == "run" && (for_commands || !self.arguments.is_empty()) => {
+                Some(command_input(&self.arguments, self.stdin.as_deref(), &self.env)?)
+            }
+            None if for_commands => {
+                return Err(Failure::Usage(format!(
+                    "--stdin and --env are for commands (submit run -- COMMAND); give the input of {kind:?} by --input JSON"
+                )));
+            }
             None => short_input(&kind, &self.arguments)?,
         };
         let mut spec = TaskSpec::new(kind, input);
         spec.timeout_ms = self.timeout;
         spec.deadline_ms = self.deadline;
         spec.max_attempts = self.max_attempts;
-        spec.priority = self.priority;
+        spec.retry_on.clone_from(&self.retry_on);
+        spec.rerun_after_ms = self.rerun_after;
+        spec.priority = self.priority.unwrap_or_default();
         for (key, value) in &self.label {
             if spec.labels.insert(key.clone(), value.clone()).is_some() {
                 return Err(Failure::Usage(format!("--label {key} is given twice")));
@@ -193,109 +237,4 @@ async fn submit_memory(
         return print_ended(&task, args.output);
     }
     Err(Waiting { client, id: task.id, flags }.over(args.wait_for.unwrap_or(LONG)))
-}
-
-fn raw(value: &Value) -> Result<Json, Failure> {
-    let text = serde_json::value::to_raw_value(value);
-    text.map(Into::into).map_err(|error| Failure::Usage(error.to_string()))
-}
-
-/// JSON on the command line, in a file or on standard input.
-fn read_input(text: &str) -> Result<Json, Failure> {
-    let bounded = |source: &mut dyn Read, place: &str| {
-        let mut text = String::new();
-        let read = source.take(MAX_BODY_BYTES as u64 + 1).read_to_string(&mut text);
-        read.map_err(|error| Failure::Usage(format!("the input cannot be read from {place}: {error}")))?;
-        Ok::<_, Failure>(text)
-    };
-    let text = if text == "-" {
-        bounded(&mut io::stdin().lock(), "standard input")?
-    } else if let Some(path) = text.strip_prefix('@') {
-        let mut file = fs::File::open(path)
-            .map_err(|error| Failure::Usage(format!("the input cannot be read from {path}: {error}")))?;
-        bounded(&mut file, path)?
-    } else {
-        text.to_owned()
-    };
-    if text.len() > MAX_BODY_BYTES {
-        return Err(Failure::Usage(format!("the input has more than {MAX_BODY_BYTES} bytes")));
-    }
-    let parsed = RawValue::from_string(text.trim().to_owned());
-    parsed.map(Into::into).map_err(|error| {
-        Failure::Usage(format!("the input is not JSON: {error}; give JSON, @FILE or - for standard input"))
-    })
-}
-
-/// The input that a short form stands for. What is not a number stays a text, which the master then refuses
-/// with a reason.
-fn short_input(kind: &str, arguments: &[String]) -> Result<Option<Json>, Failure> {
-    let wrong = |form: &str| Err(Failure::Usage(format!("write it as: evenkeel submit {kind} {form}")));
-    let one = |field: &str, form: &str| match arguments {
-        [] => Ok(None),
-        [argument] => field_with(field, argument).map(Some),
-        _ => wrong(form),
-    };
-    match kind {
-        "fib" => one("n", "N"),
-        "sleep" => one("ms", "MILLISECONDS"),
-        "burn" => one("cpu_ms", "MILLISECONDS"),
-        "sum" if !arguments.is_empty() => {
-            let numbers: Vec<_> = arguments.iter().map(|number| number_or_text(number)).collect();
-            let text = format!("{{\"numbers\":[{}]}}", numbers.join(","));
-            RawValue::from_string(text)
-                .map(|raw| Some(raw.into()))
-                .map_err(|error| Failure::Usage(error.to_string()))
-        }
-        "run" if !arguments.is_empty() => raw(&json!({ "argv": arguments })).map(Some),
-        _ if arguments.is_empty() => Ok(None),
-        _ => wrong("--input JSON"),
-    }
-}
-
-fn field_with(field: &str, argument: &str) -> Result<Json, Failure> {
-    let text = format!("{{\"{field}\":{}}}", number_or_text(argument));
-    RawValue::from_string(text).map(Into::into).map_err(|error| Failure::Usage(error.to_string()))
-}
-
-/// A JSON number with every digit as it was written, or else a JSON string.
-fn number_or_text(argument: &str) -> String {
-    let is_number = argument.starts_with(|c: char| c == '-' || c.is_ascii_digit())
-        && serde_json::from_str::<&RawValue>(argument).is_ok();
-    if is_number { argument.to_owned() } else { Value::from(argument).to_string() }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    fn short(kind: &str, arguments: &[&str]) -> String {
-        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        match short_input(kind, &arguments) {
-            Ok(Some(input)) => input.get().to_owned(),
-            Ok(None) => "none".to_owned(),
-            Err(error) => format!("error: {error}"),
-        }
-    }
-
-    #[test]
-    fn short_forms_stand_for_inputs() {
-        assert_eq!(short("fib", &["40"]), r#"{"n":40}"#);
-        assert_eq!(short("fib", &["18446744073709551616"]), r#"{"n":18446744073709551616}"#);
-        assert_eq!(short("fib", &["x\"y"]), r#"{"n":"x\"y"}"#);
-        assert_eq!(short("sum", &["1", "2.50", "-3", "+4"]), r#"{"numbers":[1,2.50,-3,"+4"]}"#);
-        assert_eq!(short("sleep", &["1000"]), r#"{"ms":1000}"#);
-        assert_eq!(short("burn", &["200"]), r#"{"cpu_ms":200}"#);
-        assert_eq!(short("run", &["echo", "-n", "a b"]), r#"{"argv":["echo","-n","a b"]}"#);
-        assert_eq!(short("own", &[]), "none");
-        assert!(short("own", &["1"]).contains("--input"));
-        assert!(short("fib", &["1", "2"]).contains("submit fib N"));
-    }
-
-    #[test]
-    fn input_that_is_not_json_is_refused_here() {
-        assert!(read_input("{").unwrap_err().to_string().contains("not JSON"));
-        assert!(read_input("@/nonexistent").unwrap_err().to_string().contains("/nonexistent"));
-        assert_eq!(read_input(r#" {"n":1} "#).unwrap().get(), r#"{"n":1}"#);
-    }
 }

@@ -1,12 +1,14 @@
 //! What /proc says of a process (proc(5)), and signals that cannot hit another one.
 
 use crate::engine::Host;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 /// Clock ticks a second in /proc, on every architecture that Linux gives Rust's standard library (USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// At this nice value, or above it, a node runs its commands.
+const COMMAND_NICE: i64 = 10;
 
 /// One process for good: a pid alone is used again after its process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,7 @@ struct Stat {
     state: char,
     parent: u32,
     cpu_ticks: u64,
+    nice: i64,
     start_ticks: u64,
 }
 
@@ -40,6 +43,7 @@ impl Stat {
             parent: u32::try_from(number(1)?).ok()?,
             // Its own time, and that of its children that were waited for.
             cpu_ticks: (11..=14).filter_map(number).sum(),
+            nice: fields.get(16)?.parse().ok()?,
             start_ticks: number(19)?,
         })
     }
@@ -112,6 +116,37 @@ pub(super) fn descendants(of: Identity) -> Vec<Identity> {
     found
 }
 
+/// From now on this process is the parent of what processes below it leave behind, see [`kill_adopted`].
+pub(super) fn adopt_orphans() {
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::warn!(%error, "commands of a node that is killed will not be found");
+    }
+}
+
+/// Kills the commands that a killed node left to this process, and what is below them: its children at a nice
+/// value that a node gives its commands, but for `own`, which it started itself. Whether there were any.
+pub(super) fn kill_adopted(own: &BTreeSet<u32>) -> bool {
+    let (me, boot) = (std::process::id(), boot());
+    let mut found = false;
+    for (pid, stat) in processes() {
+        if stat.parent != me || stat.nice < COMMAND_NICE || own.contains(&pid) {
+            continue;
+        }
+        found = true;
+        let orphan = Identity { pid, start_ticks: stat.start_ticks, boot };
+        for process in descendants(orphan) {
+            process.kill();
+        }
+        orphan.kill();
+        // Nobody else takes its exit status; one that has not ended yet is found again.
+        let _ = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(|pid| waitpid(Some(pid), WaitOptions::NOHANG));
+    }
+    found
+}
+
 /// CPU time and memory of a process and all its descendants.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
@@ -168,6 +203,7 @@ mod tests {
     fn a_name_with_parentheses_does_not_confuse_the_fields() {
         let stat = Stat::parse("7 (a) b (c)) S 3 7 7 0 -1 0 0 0 0 0 10 20 1 2 20 0 1 0 4242 0 0").unwrap();
         assert_eq!((stat.state, stat.parent, stat.cpu_ticks, stat.start_ticks), ('S', 3, 33, 4242));
+        assert_eq!(stat.nice, 0);
         assert!(Stat::parse("").is_none());
     }
 

@@ -28,7 +28,7 @@ use std::{
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncWriteExt as _, process::Command, sync::broadcast};
@@ -41,6 +41,8 @@ const LOOK: Duration = Duration::from_millis(25);
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 /// Standard input is taken within this, or the process does not read it.
 const FEED_WITHIN: Duration = Duration::from_secs(20);
+/// Within this the commands that a killed node left are gone.
+const CLEAR_WITHIN: Duration = Duration::from_secs(5);
 /// Two looks at CPU counters are this far apart.
 const WINDOW: Duration = Duration::from_secs(1);
 /// This very program, also when its file was replaced meanwhile.
@@ -53,6 +55,8 @@ pub struct ProcessEngine {
     events: broadcast::Sender<Event>,
     /// Ids of children whose end is waited for by a task of ours, which will write it down.
     watched: Arc<Mutex<BTreeSet<String>>>,
+    /// Process ids of our children whose exit status has not been taken. Held while one is started.
+    children: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl ProcessEngine {
@@ -63,7 +67,12 @@ impl ProcessEngine {
     pub fn new(directory: &Path) -> Outcome<Self> {
         let records =
             Records::open(directory).map_err(|error| failed("making the state directory", &error))?;
-        Ok(Self { records, events: broadcast::channel(EVENT_QUEUE).0, watched: Arc::default() })
+        Ok(Self {
+            records,
+            events: broadcast::channel(EVENT_QUEUE).0,
+            watched: Arc::default(),
+            children: Arc::default(),
+        })
     }
 
     /// Where the log of a container of this name is.
@@ -124,7 +133,8 @@ impl ProcessEngine {
         }
         command.envs(&record.env);
         command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child = Command::from(command).spawn().map_err(|error| failed(&what, &error))?;
+        host_process::adopt_orphans();
+        let mut child = self.spawn(command).map_err(|error| failed(&what, &error))?;
         let identity = child.id().and_then(Identity::of_pid);
         let input = child.stdin.take();
         let Some(identity) = identity else {
@@ -141,12 +151,36 @@ impl ProcessEngine {
         }
     }
 
+    fn spawn(&self, command: std::process::Command) -> io::Result<tokio::process::Child> {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = Command::from(command).spawn()?;
+        children.extend(child.id());
+        Ok(child)
+    }
+
+    /// What a node that was killed has left running: nobody will ask for it, and it may run elsewhere already.
+    async fn clear_away(&self) {
+        let until = Instant::now() + CLEAR_WITHIN;
+        while host_process::kill_adopted(&self.children.lock().unwrap_or_else(PoisonError::into_inner)) {
+            if Instant::now() >= until {
+                tracing::warn!("commands of a node that was killed do not end");
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Waits for the child's end in a task that ends with it, and writes it down.
     fn watch(&self, mut record: Record, mut child: tokio::process::Child) {
         let engine = self.clone();
         engine.watching(|ids| ids.insert(record.id.clone()));
+        let pid = child.id();
         tokio::spawn(async move {
             let status = child.wait().await.ok();
+            if let Some(pid) = pid {
+                engine.children.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+            }
+            engine.clear_away().await;
             let exit_code = status.map(exit_code);
             record.exit = Some(Exit { code: exit_code, at_ms: now_ms() });
             // If it was removed meanwhile there is no record to be kept.

@@ -194,20 +194,21 @@ impl Core {
         live.started = Some((i64::try_from(now.mono_us).unwrap_or(i64::MAX), now.wall));
         live.decision = Some(Box::new(decision));
         let spec = &live.record.spec;
-        let timeout_ms = spec.timeout_ms;
         let order = Order::Run {
             task: id,
             run,
             kind: Arc::clone(&live.kind),
             input: spec.input.clone().unwrap_or_else(empty_object),
-            timeout_ms,
+            timeout_ms: spec.timeout_ms,
             deadline_in_ms: live.deadline_us.map(|at_us| at_us.saturating_sub(now.mono_us) / 1_000),
             cores: live.resources.cores,
             memory_bytes: live.resources.memory_bytes,
         };
         let stored = (live.stored != Stored::No).then(|| live.life.attempt());
+        if live.life.attempt() == 1 {
+            self.retries.earn();
+        }
         self.enter_ledger(id, attempt, now);
-        self.arm_timeout(now, id, run, timeout_ms);
         self.order(taken.node, order, out);
         if let Some(attempt) = stored {
             self.write(Op::TaskDispatched { task: id, run, node: taken.node, attempt, at: now.wall }, out);
@@ -215,12 +216,14 @@ impl Core {
         self.changed(id, TaskState::Running, out);
     }
 
-    /// A run is on its node.
+    /// A run is on its node, handed out by us or found there.
     pub(super) fn enter_ledger(&mut self, id: TaskId, attempt: Attempt, now: Now) {
         let Some(Entry::Live(live)) = self.tasks.get(&id) else { return };
         let class = live.class;
         let estimate = self.estimates.of(&live.kind, live.size);
         let needs = (class.cores(), class.slots(), class.memory_bytes);
+        let timeout_ms = live.record.spec.timeout_ms;
+        self.arm_timeout(now, id, attempt.run, timeout_ms);
         let Some(node) = self.nodes.get_mut(&attempt.node) else { return };
         let offer = node.offer(now.mono_us);
         node.ledger.drain(now.mono_us, &offer);

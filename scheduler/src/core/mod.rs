@@ -28,6 +28,7 @@ use crate::{
     queue::{Class, KindId, Queue},
     rates::Rate,
     record::Recovered,
+    retries::RetryBudget,
     task::{Attempt, Life},
 };
 use kinds::{Kinds, Sizes};
@@ -105,6 +106,7 @@ pub struct Core {
     touched: BTreeSet<NodeId>,
     fresh: BTreeSet<Class>,
     counts: Counts,
+    retries: RetryBudget,
     accepted_rate: Rate,
     finished_rate: Rate,
 }
@@ -148,6 +150,7 @@ impl Core {
             touched: BTreeSet::new(),
             fresh: BTreeSet::new(),
             counts: Counts::default(),
+            retries: RetryBudget::new(now.mono_us),
             accepted_rate: Rate::default(),
             finished_rate: Rate::default(),
         };

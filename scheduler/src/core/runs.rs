@@ -6,6 +6,7 @@ use super::{Core, Effect, Now, RunId, TaskId, TaskState, Timer};
 use crate::{
     effect::{Change, Order},
     event::RunEnded,
+    node::Channel,
     record::Op,
     task::Next,
 };
@@ -140,8 +141,20 @@ impl Core {
                     live.life.give_up(run);
                 }
                 self.order(node, Order::Committed { run }, out);
+                if code != ErrorCode::NodeLost {
+                    self.charge_retry(now, id);
+                }
                 self.follow(now, id, next, out);
             }
+        }
+    }
+
+    /// Past the budget of retries a task queues as if it came only now.
+    fn charge_retry(&mut self, now: Now, id: TaskId) {
+        if !self.retries.spend(now.mono_us)
+            && let Some(live) = self.live_mut(id)
+        {
+            live.queued_as_us = i64::try_from(now.mono_us).unwrap_or(i64::MAX);
         }
     }
 
@@ -217,9 +230,13 @@ impl Core {
         for other in others {
             self.stop_run(now, other.node, other.run, out);
         }
+        if next == Next::Requeue {
+            self.charge_retry(now, id);
+        }
         self.follow(now, id, next, out);
     }
 
+    /// Counts from now on also for a run that was found on its node: no less than the node allows it.
     pub(super) fn arm_timeout(&mut self, now: Now, id: TaskId, run: RunId, timeout_ms: Option<u64>) {
         if let Some(timeout_ms) = timeout_ms {
             let at_us =
@@ -293,13 +310,19 @@ impl Core {
         let out_of_reach =
             |status| matches!(status, NodeStatus::Suspect | NodeStatus::Lost | NodeStatus::Stopped);
         if self.nodes.get(&attempt.node).is_none_or(|node| out_of_reach(node.status)) {
-            self.lose_run(
-                now,
-                attempt.node,
-                run,
-                "its node has been out of reach for its rerun_after_ms",
-                out,
-            );
+            let why = "its node has been out of reach for its rerun_after_ms";
+            self.lose_run(now, attempt.node, run, why, out);
+            self.have_it_greet(now, attempt.node, run, out);
+        }
+    }
+
+    /// A run was taken from a node that may only be silent: on its open channel it would hear nothing of it
+    /// and go on. When it greets anew, the run counts as a rival or is cancelled.
+    fn have_it_greet(&mut self, now: Now, id: NodeId, run: RunId, out: &mut Vec<Effect>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.channel == Channel::Up && node.ledger.get(run).is_none() {
+            node.channel = Channel::Closed { at_us: now.mono_us, by_node: false };
+            out.push(Effect::CloseChannel { node: id });
         }
     }
 }

@@ -56,6 +56,8 @@ pub(super) struct Live {
     /// Its place in the queue, while it waits.
     pub(super) item: Option<Item>,
     pub(super) arrival_us: i64,
+    /// The arrival by which it is queued: its own, or that of a retry past the budget.
+    pub(super) queued_as_us: i64,
     pub(super) deadline_us: Option<u64>,
     pub(super) bytes: u64,
     /// Whether it is a `disk` task.

@@ -133,6 +133,7 @@ impl Core {
             estimate: Estimate { cpu_s: 0.0, off_cpu_s: 0.0, sigma: f64::INFINITY },
             item: None,
             arrival_us,
+            queued_as_us: arrival_us,
             deadline_us,
             bytes: bytes_of(&record.spec),
             durable,
@@ -152,7 +153,7 @@ impl Core {
     pub(super) fn enqueue(&mut self, id: TaskId) {
         let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return };
         live.estimate = self.estimates.of(&live.kind, live.size);
-        let item = Item::new(live.arrival_us, &live.estimate);
+        let item = Item::new(live.queued_as_us, &live.estimate);
         live.item = Some(item);
         if self.queue.push(live.class, id, item) {
             self.fresh.insert(live.class);
