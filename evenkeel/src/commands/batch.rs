@@ -138,7 +138,8 @@ pub(crate) async fn run(
         drop(answers);
         return interrupted(client, missing + tally.accepted, &batch, &how_to_cancel, shutdown).await;
     }
-    if detach && tally.accepted > 0 {
+    // A reader that went away (`| head`) and a broken connection leave tasks behind too.
+    if detach && tally.accepted > 0 || ended.is_err() && missing > 0 {
         output::say(format_args!("to cancel what has not ended: {how_to_cancel}"));
     }
     ended?;
