@@ -3,7 +3,7 @@
 //!
 //! A tour:
 //! - [`Client`] with [`ClientConfig`] (`config`): whom to talk to, with which token, for how long;
-//! - `tasks`: submit, wait, cancel, list; [`batch`]: streams of tasks both ways;
+//! - `tasks`: submit, wait, cancel, list; `logs`: what they print; [`batch`]: streams of tasks both ways;
 //! - `nodes`: what nodes, node-managers and operators say and ask; `pools`: what managers keep;
 //! - `cluster`: status, kinds, tokens, health;
 //! - [`tls`]: whose certificates are trusted;
@@ -34,6 +34,7 @@ pub mod batch;
 mod cluster;
 mod config;
 mod error;
+mod logs;
 mod nodes;
 mod pools;
 mod tasks;
@@ -42,6 +43,7 @@ mod transport;
 
 pub use config::{ClientConfig, Timeouts, Token};
 pub use error::{Error, ErrorClass};
+pub use logs::{LogAnswer, LogPart, LogReader};
 pub use tasks::SubmitOptions;
 pub use tls::{Fingerprint, Trust};
 

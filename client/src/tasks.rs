@@ -82,6 +82,12 @@ impl Client {
         }
     }
 
+    /// The task as it is now; tried again for 60 s.
+    pub(crate) async fn task_patiently(&self, id: TaskId) -> Result<Task, Error> {
+        let call = Call::new(Method::GET, ["v1".into(), "tasks".into(), id_part(id)]);
+        self.transport.call(call.retry(Policy::PATIENT)).await?.json()
+    }
+
     /// Waits for the task's end, however long it takes.
     ///
     /// # Errors

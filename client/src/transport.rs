@@ -228,9 +228,21 @@ impl Transport {
         loop {
             let index = self.index();
             let (sender, body) = body();
-            match self.open_stream(&self.urls[index], &call, body).await {
+            match self.open_stream(&self.urls[index], &call, Some(body)).await {
                 Ok(response) => return Ok((sender, response)),
                 Err(error) => self.pause(&mut tries, index, &call, error).await?,
+            }
+        }
+    }
+
+    /// Makes a request without a body, with retries, and returns once the head of the answer is there.
+    pub(crate) async fn open(&self, call: &Call<'_>) -> Result<reqwest::Response, Error> {
+        let mut tries = self.tries(call);
+        loop {
+            let index = self.index();
+            match self.open_stream(&self.urls[index], call, None).await {
+                Ok(response) => return Ok(response),
+                Err(error) => self.pause(&mut tries, index, call, error).await?,
             }
         }
     }
@@ -239,13 +251,16 @@ impl Transport {
         &self,
         url: &Url,
         call: &Call<'_>,
-        body: reqwest::Body,
+        body: Option<reqwest::Body>,
     ) -> Result<reqwest::Response, Error> {
         let timeout = self.config.timeouts.connect + self.config.timeouts.request;
         let after_ms = millis(timeout);
         let late = || Error::Timeout { url: url.origin().ascii_serialization(), after_ms };
-        let sent = self.request(url, call)?.body(body).send();
-        let response = tokio::time::timeout(timeout, sent)
+        let mut request = self.request(url, call)?;
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let response = tokio::time::timeout(timeout, request.send())
             .await
             .map_err(|_| late())?
             .map_err(|error| Error::of_reqwest(url, &error, after_ms))?;

@@ -25,6 +25,14 @@ pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
     out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::Output)
 }
 
+/// Writes bytes to standard error as they are: what a task has written to its own.
+///
+/// # Errors
+/// [`Failure::Output`] if it is closed.
+pub(crate) fn raw_error(bytes: &[u8]) -> Result<(), Failure> {
+    io::stderr().lock().write_all(bytes).map_err(Failure::Output)
+}
+
 /// Writes a value as JSON: readable on a terminal, one line otherwise.
 ///
 /// # Errors

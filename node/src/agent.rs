@@ -11,11 +11,13 @@ use crate::{
     cpu::{Reading, SAMPLE_INTERVAL_MS, Sampler},
     identity::{SavedSession, local_ip, local_ip_to},
     kinds::{strays, tidy_between_commands},
-    slots::{Abilities, OnOver, Over, Slots},
+    log::{OnOutput, Room},
+    slots::{Abilities, Logs, OnOver, Over, Slots},
 };
 use client::{Client, ClientConfig, Token};
 use protocol::{
     BootId, NodeId, RunId,
+    log::Stream,
     node::{CpuSampleFields, NodeStatus, Registered, Report, ReportReply, slots_of},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -105,7 +107,12 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         // The agent has gone: nobody waits for it.
         let _ = over.send((run, how));
     });
-    let mut agent = Agent::new(config, inputs, on_over)?;
+    // Bounded by the reads that the session lets wait: each is told once.
+    let (output, outputs) = unbounded_channel();
+    let on_output: OnOutput = Arc::new(move |run, stream| {
+        let _ = output.send((run, stream));
+    });
+    let mut agent = Agent::new(config, inputs, on_over, on_output)?;
     if agent.slots.runs_programs()
         && let Err(error) = strays::become_subreaper()
     {
@@ -115,7 +122,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         // A container of its own: process 1, as a user that nobody else is.
         tidy_between_commands(&own_memory_file_systems());
     }
-    let reason = agent.live(received, overs, shutdown).await;
+    let reason = agent.live(received, overs, outputs, shutdown).await;
     agent.stop().await;
     match reason {
         ExitReason::Left => Ok(()),
@@ -141,7 +148,12 @@ fn own_memory_file_systems() -> Vec<&'static Path> {
 }
 
 impl Agent {
-    fn new(config: Config, inputs: Sender<Input>, on_over: OnOver) -> Result<Self, Error> {
+    fn new(
+        config: Config,
+        inputs: Sender<Input>,
+        on_over: OnOver,
+        on_output: OnOutput,
+    ) -> Result<Self, Error> {
         config.check()?;
         let client = Client::new(ClientConfig {
             urls: config.masters.clone(),
@@ -164,13 +176,16 @@ impl Agent {
             // Of a process of the host nobody counts kills: more than its own share its limit.
             memory_limit_bytes: sampler.oom_counter().kills().map(|_| reading.memory.limit_bytes),
         };
+        let log_bytes = Room::bytes_of(reading.memory.limit_bytes);
+        let bounds = Bounds { max_kept_log_bytes: log_bytes, ..Bounds::new(slots_of(cores)) };
+        let logs = Logs { room: Room::new(log_bytes), on_output };
         let now = Instant::now();
         Ok(Self {
             saved: config.session_file.as_deref().and_then(|file| SavedSession::load(file, &config.name)),
             client,
             boot_id,
-            session: Session::new(Bounds::new(slots_of(cores)), boot_id),
-            slots: Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over),
+            session: Session::new(bounds, boot_id),
+            slots: Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over, logs),
             // Not a secret: it spreads retries and reports. The id holds 74 random bits.
             random: SmallRng::seed_from_u64(boot_id.0.as_u64_pair().1),
             started: now,
@@ -200,6 +215,7 @@ impl Agent {
         &mut self,
         mut inputs: Receiver<Input>,
         mut overs: UnboundedReceiver<(RunId, Over)>,
+        mut outputs: UnboundedReceiver<(RunId, Stream)>,
         shutdown: CancellationToken,
     ) -> ExitReason {
         let mut out = Vec::new();
@@ -208,8 +224,7 @@ impl Agent {
         let mut sweep_at = Instant::now();
         let mut leaving = false;
         loop {
-            self.session.flush(&mut out);
-            self.perform(&mut out).await;
+            self.flush(&mut out).await;
             if let Some(reason) = self.exit.take() {
                 return reason;
             }
@@ -235,6 +250,12 @@ impl Agent {
                         batch.push(next);
                     }
                     self.take_overs(batch, &mut out);
+                }
+                Some((run, stream)) = outputs.recv() => {
+                    self.session.printed(run, stream);
+                    while let Ok((run, stream)) = outputs.try_recv() {
+                        self.session.printed(run, stream);
+                    }
                 }
                 () = tokio::time::sleep_until(wake.into()) => {
                     self.wake_at = None;
@@ -262,9 +283,21 @@ impl Agent {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Carries effects out, in order.
+    /// Sends what was gathered, and carries out what there is to do, until nothing more follows from it.
+    async fn flush(&mut self, out: &mut Vec<Effect>) {
+        loop {
+            self.session.flush(out);
+            if out.is_empty() {
+                return;
+            }
+            self.perform(out).await;
+        }
+    }
+
+    /// Carries effects out, in order. Logs that were read are what the next flush sends.
     async fn perform(&mut self, out: &mut Vec<Effect>) {
-        for effect in out.drain(..) {
+        let mut effects = std::mem::take(out);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Register { bearer } => self.register(bearer),
                 Effect::Connect { node } => self.connect(node),
@@ -282,6 +315,10 @@ impl Agent {
                 }
                 Effect::Start(run, input) => self.slots.start(*run, input),
                 Effect::Cancel(run) => self.slots.cancel(run),
+                Effect::ReadLog { read, run, stream, offset } => {
+                    let piece = self.slots.read_log(run, stream, offset);
+                    self.session.log_read(self.now_us(), read, piece, out);
+                }
                 Effect::WakeAt(us) => self.wake_at = Some(self.started + Duration::from_micros(us)),
                 Effect::Exit(reason) => {
                     if let Some(channel) = self.channel.take() {
@@ -290,6 +327,10 @@ impl Agent {
                     self.exit = Some(reason);
                 }
             }
+        }
+        // Its memory is used again, unless something followed already.
+        if out.is_empty() {
+            *out = effects;
         }
     }
 

@@ -6,6 +6,7 @@
 //!   `channel` is the WebSocket to the master, `identity` what a node keeps of itself;
 //! - `slots`: threads at nice 10 that run tasks; [`cancel`]: how a task is told to stop;
 //! - [`kinds`]: the work itself, built in and commands; own kinds are read by [`kinds_file`];
+//! - `log`: the end of what programs print;
 //! - [`cpu`]: how much CPU the node has, uses and could give;
 //! - [`burn`]: a CPU hog for trying things.
 //!
@@ -22,6 +23,7 @@ mod config;
 pub mod cpu;
 mod identity;
 pub mod kinds;
+mod log;
 mod slots;
 pub mod thread_clock;
 

@@ -15,17 +15,19 @@ use crate::{
         too_large,
     },
     kinds_file::OwnKind,
+    log::{Log, OnOutput, Room},
     thread_clock::thread_cpu,
 };
 use bytes::Bytes;
 use protocol::{
     RunId, TaskId,
+    log::Stream,
     node::RunningTask,
     task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
     work::{Outcome, Run},
 };
 use serde_json::value::RawValue;
-use session::node::Ended;
+use session::node::{Ended, LogPiece};
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -106,9 +108,19 @@ struct Shared {
     idle: Mutex<Vec<(u64, SyncSender<Job>)>>,
 }
 
+/// How runs keep what they print.
+#[derive(Clone)]
+pub(crate) struct Logs {
+    /// What all of them share.
+    pub(crate) room: Room,
+    /// Told of output that is waited for, on the slot's thread.
+    pub(crate) on_output: OnOutput,
+}
+
 /// The slots of a node. When dropped, everything that runs is told to stop.
 pub(crate) struct Slots {
     shared: Arc<Shared>,
+    logs: Logs,
     attempts: BTreeMap<RunId, Arc<Attempt>>,
     threads: u64,
 }
@@ -117,13 +129,19 @@ impl Slots {
     /// Slots that can do this work, tell `tasks` what runs, and call `on_over` for every run that was
     /// started.
     #[must_use]
-    pub(crate) fn new(abilities: Abilities, tasks: Tasks, oom: OomCounter, on_over: OnOver) -> Self {
+    pub(crate) fn new(
+        abilities: Abilities,
+        tasks: Tasks,
+        oom: OomCounter,
+        on_over: OnOver,
+        logs: Logs,
+    ) -> Self {
         let commands = Commands::new(abilities.work_root.clone(), oom, tasks.clone())
             .with_env(abilities.env.clone())
             .with_memory_limit(abilities.memory_limit_bytes);
         let busy = AtomicUsize::new(0);
         let shared = Shared { abilities, commands, tasks, on_over, busy, idle: Mutex::default() };
-        Self { shared: Arc::new(shared), attempts: BTreeMap::new(), threads: 0 }
+        Self { shared: Arc::new(shared), logs, attempts: BTreeMap::new(), threads: 0 }
     }
 
     /// Starts a run; its limits count from now on.
@@ -133,7 +151,8 @@ impl Slots {
             run.timeout_ms.map(Duration::from_millis),
             run.deadline_in_ms.map(Duration::from_millis),
         );
-        let progress = Progress::with_memory(run.memory_bytes);
+        let Logs { room, on_output } = self.logs.clone();
+        let progress = Progress::new(run.memory_bytes, Log::new(room, Some((run.run, on_output))));
         let attempt = Arc::new(Attempt { run: run.run, task: run.task, cancel, progress });
         self.attempts.insert(run.run, Arc::clone(&attempt));
         self.shared.busy.fetch_add(1, Ordering::SeqCst);
@@ -162,6 +181,12 @@ impl Slots {
         if let Some(attempt) = self.attempts.get(&run) {
             attempt.stop();
         }
+    }
+
+    /// What a run has printed, from this offset on; `None` once it is over. Where there is nothing yet, the
+    /// next that comes is told.
+    pub(crate) fn read_log(&self, run: RunId, stream: Stream, offset: u64) -> Option<LogPiece> {
+        self.attempts.get(&run)?.progress.log().piece(stream, offset)
     }
 
     /// Forgets a run that is over.
@@ -267,7 +292,9 @@ fn execute(shared: &Shared, job: &Job) -> Over {
     if let Err(Failure::NotHere(reason)) = result {
         return Over::GaveBack(reason);
     }
-    Over::Ended(ended(result, start.elapsed(), thread_cpu().saturating_sub(cpu_start) + child_cpu))
+    let mut ended = ended(result, start.elapsed(), thread_cpu().saturating_sub(cpu_start) + child_cpu);
+    ended.log = job.attempt.progress.log().take();
+    Over::Ended(ended)
 }
 
 /// What `work` says; a panic in it fails the task and nothing else.
@@ -301,7 +328,9 @@ fn perform(shared: &Shared, job: &Job, input: &RawValue) -> Option<Performed> {
 fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended {
     let failed = |code, message: &str| Outcome::Failed(TaskError { code, message: message.to_owned() });
     let result = match result {
-        Ok(result) if result.len() > MAX_RESULT_BYTES => Err(too_large(result.len(), MAX_RESULT_BYTES)),
+        Ok(result) if result.len() > MAX_RESULT_BYTES => {
+            Err(too_large(result.len() as u64, MAX_RESULT_BYTES))
+        }
         other => other,
     };
     let (outcome, result) = match result {
@@ -318,7 +347,7 @@ fn ended(result: Result<String, Failure>, run: Duration, cpu: Duration) -> Ended
         }
     };
     let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
-    Ended { outcome, result: Bytes::from(result), run_ms: ms(run), cpu_ms: ms(cpu), sample: None }
+    Ended { outcome, result: Bytes::from(result), run_ms: ms(run), cpu_ms: ms(cpu), sample: None, log: None }
 }
 
 #[cfg(test)]
@@ -336,7 +365,8 @@ mod tests {
         let (own, work_root) = (BTreeMap::new(), std::env::temp_dir());
         let env = BTreeMap::new();
         let abilities = Abilities { own, allow_commands: false, env, work_root, memory_limit_bytes: None };
-        (Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over), overs)
+        let logs = Logs { room: Room::new(0), on_output: Arc::new(|_, _| {}) };
+        (Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over, logs), overs)
     }
 
     fn run(counter: u64, kind: &str) -> Run {

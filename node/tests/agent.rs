@@ -17,9 +17,13 @@ use node::Config;
 use protocol::{
     NodeId, RunId, TaskId,
     frame::split_frames,
+    log::{LOG_PIECE_BYTES, MAX_LOG_BYTES, Stream},
     node::{NodeRegistration, NodeStatus, Registered, Report, ReportReply},
     task::ErrorCode,
-    work::{Committed, Drain, Hello, Outcome, Run, RunRef, RunResult, ToMaster, ToNode, VERSION, Welcome},
+    work::{
+        Committed, Drain, Hello, LogChunk, LogRead, LogState, Outcome, Run, RunRef, RunResult, ToMaster,
+        ToNode, VERSION, Welcome,
+    },
 };
 use std::{
     sync::{
@@ -213,9 +217,35 @@ impl Line {
     }
 
     async fn result(&mut self) -> (RunResult, Bytes) {
+        let (header, body, _) = self.result_with_log().await;
+        (header, body)
+    }
+
+    /// The next result, and what came ahead of it of the two streams of its run.
+    async fn result_with_log(&mut self) -> (RunResult, Bytes, [Vec<(u64, Bytes)>; 2]) {
+        let mut log = [Vec::new(), Vec::new()];
+        loop {
+            match self.next().await {
+                ToMaster::Result(header, body) => return (header, body, log),
+                ToMaster::LogTail(header, part) => {
+                    log[usize::from(header.stream == Stream::Stderr)].push((header.offset, part));
+                }
+                other => panic!("not a result: {other:?}"),
+            }
+        }
+    }
+
+    /// Reads a piece of a log.
+    async fn read_log(&mut self, read: u64, run: RunRef, offset: u64, wait_ms: u64) -> (LogChunk, Bytes) {
+        let stream = Stream::Stdout;
+        self.say(ToNode::LogRead(LogRead { epoch: EPOCH, read, run: run.run, stream, offset, wait_ms }))
+            .await;
         match self.next().await {
-            ToMaster::Result(header, body) => (header, body),
-            other => panic!("not a result: {other:?}"),
+            ToMaster::LogChunk(chunk, piece) => {
+                assert_eq!(chunk.read, read);
+                (chunk, piece)
+            }
+            other => panic!("not a chunk: {other:?}"),
         }
     }
 
@@ -403,7 +433,7 @@ async fn a_node_that_ends_finishes_what_runs() {
                 line.commit(run).await;
             }
             ToMaster::Leaving(_) => break,
-            ToMaster::Hello(_) => panic!("a second hello"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(said, [], "nothing was handed back");
@@ -437,7 +467,7 @@ async fn what_does_not_end_by_the_drain_deadline_is_handed_back_and_stopped() {
                 assert_eq!(header.run, runs[2].run);
                 line.commit(runs[2]).await;
             }
-            ToMaster::Hello(_) => panic!("a second hello"),
+            other => panic!("{other:?}"),
         }
     }
     assert!(back.contains(&runs[0]) && back.contains(&runs[1]), "{back:?}");
@@ -487,5 +517,69 @@ async fn a_master_that_is_away_is_tried_again() {
     }
     master.shared.refuse_register.store(0, Ordering::SeqCst);
     let _line = master.line().await;
+    node.life.abort();
+}
+
+#[tokio::test]
+async fn what_a_command_prints_is_read_while_it_runs_and_comes_ahead_of_its_result() {
+    let mut master = Master::start().await;
+    let mut config = master.config();
+    config.allow_commands = true;
+    let node = Node::start(config);
+    let (mut line, _) = master.line().await;
+    let go_on = tempfile::tempdir().unwrap();
+    let script = format!(
+        "echo one; until [ -e {0}/1 ]; do sleep 0.01; done; echo two; echo err >&2; until [ -e {0}/2 ]; do sleep 0.01; done",
+        go_on.path().display()
+    );
+    let input = serde_json::json!({"argv": ["sh", "-c", script]}).to_string();
+    let run = line.run(1, "run", &input).await;
+    let (chunk, piece) = line.read_log(1, run, 0, 30_000).await;
+    assert_eq!((chunk.offset, chunk.end, chunk.state, &piece[..]), (0, 4, LogState::Running, &b"one\n"[..]));
+    let (chunk, piece) = line.read_log(2, run, 4, 0).await;
+    assert_eq!((chunk.offset, chunk.end, piece.len()), (4, 4, 0), "who does not wait is answered at once");
+    std::fs::write(go_on.path().join("1"), "").unwrap();
+    let (chunk, piece) = line.read_log(3, run, 4, 30_000).await;
+    assert_eq!((chunk.offset, &piece[..]), (4, &b"two\n"[..]), "and who waits once there is something");
+    std::fs::write(go_on.path().join("2"), "").unwrap();
+    let (header, _, [stdout, stderr]) = line.result_with_log().await;
+    assert_eq!((header.run, header.outcome), (run.run, Outcome::Succeeded));
+    assert_eq!(stdout, [(0, Bytes::from_static(b"one\ntwo\n"))]);
+    assert_eq!(stderr, [(0, Bytes::from_static(b"err\n"))]);
+    let (chunk, piece) = line.read_log(4, run, 4, 30_000).await;
+    assert_eq!((chunk.state, &piece[..]), (LogState::Ended, &b"two\n"[..]), "it is there until the commit");
+
+    let quiet = line.run(2, "run", r#"{"argv":["true"]}"#).await;
+    let (header, _, log) = line.result_with_log().await;
+    assert_eq!((header.run, log), (quiet.run, [Vec::new(), Vec::new()]), "no frame for what prints nothing");
+    line.commit(run).await;
+    let (chunk, _) = line.read_log(5, run, 0, 30_000).await;
+    assert_eq!(chunk.state, LogState::Unknown);
+    node.life.abort();
+}
+
+#[tokio::test]
+async fn of_much_output_the_end_is_kept_and_sent_again_to_the_next_master() {
+    let mut master = Master::start().await;
+    let mut config = master.config();
+    config.allow_commands = true;
+    let node = Node::start(config);
+    let (mut line, _) = master.line().await;
+    let script = "yes 0123456789abcde | head -c 50000000; echo end";
+    let input = serde_json::json!({"argv": ["sh", "-c", script]}).to_string();
+    let run = line.run(1, "run", &input).await;
+    for _ in 0..2 {
+        let (header, _, [stdout, _]) = line.result_with_log().await;
+        assert_eq!((header.run, header.outcome), (run.run, Outcome::Succeeded));
+        assert!(stdout.iter().all(|(_, part)| part.len() <= LOG_PIECE_BYTES));
+        let first = 50_000_004 - MAX_LOG_BYTES as u64;
+        assert_eq!(stdout[0].0, first);
+        let all: Vec<u8> = stdout.iter().flat_map(|(_, part)| part.to_vec()).collect();
+        assert_eq!(all.len(), MAX_LOG_BYTES);
+        assert!(all.ends_with(b"0123456789abcde\nend\n"));
+        // The connection breaks before the commit.
+        drop(line);
+        (line, _) = master.line().await;
+    }
     node.life.abort();
 }

@@ -6,6 +6,7 @@
 //! - [`node`]: registration, reports and how a node is shown; [`pool`]: what a node-manager keeps;
 //! - [`status`]: the cluster as a whole; [`auth`]: scopes and tokens;
 //! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas; [`kinds_file`]: own kinds;
+//! - [`log`]: what tasks print;
 //! - [`frame`]: the framing of the work channel; [`work`]: the messages inside it;
 //! - [`problem`]: errors as RFC 9457 problem documents; [`json`]: how deep JSON from outside may nest.
 //!
@@ -20,6 +21,7 @@ pub mod ids;
 pub mod json;
 pub mod kinds;
 pub mod kinds_file;
+pub mod log;
 pub mod node;
 pub mod pool;
 pub mod problem;

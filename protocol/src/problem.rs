@@ -96,6 +96,8 @@ problems! {
     key_reused = 422, "key-reused", "Idempotency key used with another body";
     /// 429: the bound of the queue is reached.
     queue_full = 429, "queue-full", "Queue full";
+    /// 429: as many logs are being read as there may be.
+    too_many_readers = 429, "too-many-readers", "Too many readers";
     /// 500: our fault.
     internal = 500, "internal", "Internal error";
     /// 503: cannot be served now.

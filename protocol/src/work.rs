@@ -8,6 +8,7 @@
 use crate::{
     BootId, NodeId, RunId, TaskId,
     frame::{RawFrame, put_frame},
+    log::Stream,
     node::CpuSampleFields,
     task::TaskError,
 };
@@ -120,6 +121,25 @@ pub struct Resume {
     pub epoch: u64,
 }
 
+/// Send a piece of what a run has printed. Answered by one [`LogChunk`]. A node that does not know this frame
+/// does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRead {
+    /// The master's epoch.
+    pub epoch: u64,
+    /// Names this read in its answer; not used twice on one channel.
+    pub read: u64,
+    /// The hand-out.
+    pub run: RunId,
+    /// Which stream.
+    pub stream: Stream,
+    /// From this byte on, or from the first after it that is kept.
+    pub offset: u64,
+    /// If there is nothing yet, wait so long for something before answering; at most 30,000.
+    #[serde(default)]
+    pub wait_ms: u64,
+}
+
 /// How a run ended. The frame's body is the result as JSON text; empty if there is none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
@@ -150,6 +170,49 @@ pub enum Outcome {
     Failed(TaskError),
     /// Because it was cancelled.
     Cancelled,
+}
+
+/// The answer to a [`LogRead`]. The frame's body is what was printed, at most
+/// [`LOG_PIECE_BYTES`](crate::log::LOG_PIECE_BYTES); it may be empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogChunk {
+    /// The epoch that the node believes in.
+    pub epoch: u64,
+    /// Which read.
+    pub read: u64,
+    /// Offset of the first byte.
+    pub offset: u64,
+    /// How much the run has printed so far: the offset past its last byte.
+    pub end: u64,
+    /// What the run is doing.
+    pub state: LogState,
+}
+
+/// What a run whose log is read is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogState {
+    /// It runs, or waits for a slot: there may be more later.
+    Running,
+    /// It has ended: there will not be more.
+    Ended,
+    /// The node does not have it (any more).
+    Unknown,
+}
+
+/// A part of what an ended run has printed at its end. All parts come before the [`RunResult`] of the run, in
+/// order, with no frame about another run in between. The frame's body is the part, at most
+/// [`LOG_PIECE_BYTES`](crate::log::LOG_PIECE_BYTES). Of a run that printed nothing there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTail {
+    /// The epoch that the node believes in.
+    pub epoch: u64,
+    /// The hand-out.
+    pub run: RunId,
+    /// Which stream.
+    pub stream: Stream,
+    /// Offset of the part's first byte.
+    pub offset: u64,
 }
 
 /// These were not run, or not to the end, and cost no attempt.
@@ -188,6 +251,8 @@ pub enum ToNode {
     Drain(Drain),
     /// See [`Resume`].
     Resume(Resume),
+    /// See [`LogRead`].
+    LogRead(LogRead),
 }
 
 /// From a node to the master.
@@ -201,6 +266,10 @@ pub enum ToMaster {
     HandBack(HandBack),
     /// See [`Leaving`].
     Leaving(Leaving),
+    /// See [`LogChunk`]; with what was printed.
+    LogChunk(LogChunk, Bytes),
+    /// See [`LogTail`]; with what was printed.
+    LogTail(LogTail, Bytes),
 }
 
 /// A frame whose header is not what its type says.
@@ -233,6 +302,7 @@ impl ToNode {
             Self::Committed(header) => put(message, 4, header, &[]),
             Self::Drain(header) => put(message, 5, header, &[]),
             Self::Resume(header) => put(message, 6, header, &[]),
+            Self::LogRead(header) => put(message, 7, header, &[]),
         }
     }
 
@@ -248,6 +318,7 @@ impl ToNode {
             4 => Self::Committed(read(frame)?),
             5 => Self::Drain(read(frame)?),
             6 => Self::Resume(read(frame)?),
+            7 => Self::LogRead(read(frame)?),
             _ => return Ok(None),
         }))
     }
@@ -262,6 +333,7 @@ impl ToNode {
             Self::Committed(header) => header.epoch,
             Self::Drain(header) => header.epoch,
             Self::Resume(header) => header.epoch,
+            Self::LogRead(header) => header.epoch,
         }
     }
 }
@@ -275,6 +347,8 @@ impl ToMaster {
             Self::Result(header, _) => header.epoch,
             Self::HandBack(header) => header.epoch,
             Self::Leaving(header) => header.epoch,
+            Self::LogChunk(header, _) => header.epoch,
+            Self::LogTail(header, _) => header.epoch,
         }
     }
 
@@ -285,6 +359,8 @@ impl ToMaster {
             Self::Result(header, result) => put(message, 66, header, result),
             Self::HandBack(header) => put(message, 67, header, &[]),
             Self::Leaving(header) => put(message, 68, header, &[]),
+            Self::LogChunk(header, piece) => put(message, 69, header, piece),
+            Self::LogTail(header, part) => put(message, 70, header, part),
         }
     }
 
@@ -298,6 +374,8 @@ impl ToMaster {
             66 => Self::Result(read(frame)?, frame.body.clone()),
             67 => Self::HandBack(read(frame)?),
             68 => Self::Leaving(read(frame)?),
+            69 => Self::LogChunk(read(frame)?, frame.body.clone()),
+            70 => Self::LogTail(read(frame)?, frame.body.clone()),
             _ => return Ok(None),
         }))
     }

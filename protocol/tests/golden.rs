@@ -10,11 +10,12 @@ use bytes::{Bytes, BytesMut};
 use protocol::{
     BootId, NodeId, RunId, TaskId,
     frame::{put_frame, split_frames},
+    log::Stream,
     node::{CpuSampleFields, CpuSource},
     task::{ErrorCode, TaskError},
     work::{
-        Cancel, Committed, Drain, HandBack, Hello, Leaving, Outcome, Resume, Run, RunRef, RunResult,
-        ToMaster, ToNode, Welcome,
+        Cancel, Committed, Drain, HandBack, Hello, Leaving, LogChunk, LogRead, LogState, LogTail, Outcome,
+        Resume, Run, RunRef, RunResult, ToMaster, ToNode, Welcome,
     },
 };
 use std::path::PathBuf;
@@ -78,6 +79,15 @@ fn what_a_master_of_version_1_says() {
     to_node("drain", &[ToNode::Drain(Drain { epoch: 5, deadline_ms: Some(30_000) })]);
     to_node("drain_unbounded", &[ToNode::Drain(Drain { epoch: 5, deadline_ms: None })]);
     to_node("resume", &[ToNode::Resume(Resume { epoch: 5 })]);
+    let read = LogRead {
+        epoch: 5,
+        read: 12,
+        run: RunId::new(5, 1),
+        stream: Stream::Stderr,
+        offset: 70_000,
+        wait_ms: 5_000,
+    };
+    to_node("log_read", &[ToNode::LogRead(read)]);
     to_node(
         "several_to_node",
         &[
@@ -130,6 +140,24 @@ fn what_a_node_of_version_1_says() {
         })],
     );
     to_master("leaving", &[ToMaster::Leaving(Leaving { epoch: 5 })]);
+    let chunk = |read, state| LogChunk { epoch: 5, read, offset: 70_000, end: 70_003, state };
+    to_master(
+        "log_chunks",
+        &[
+            ToMaster::LogChunk(chunk(12, LogState::Running), Bytes::from_static(b"\xff\n ")),
+            ToMaster::LogChunk(chunk(13, LogState::Ended), Bytes::new()),
+            ToMaster::LogChunk(chunk(14, LogState::Unknown), Bytes::new()),
+        ],
+    );
+    let tail = |stream, offset| LogTail { epoch: 5, run: RunId::new(5, 1), stream, offset };
+    to_master(
+        "log_tails_and_result",
+        &[
+            ToMaster::LogTail(tail(Stream::Stdout, 1_000), Bytes::from_static(b"out\n")),
+            ToMaster::LogTail(tail(Stream::Stderr, 0), Bytes::from_static(b"err\n")),
+            ToMaster::Result(result(1, Outcome::Succeeded, None), Bytes::from_static(b"{}")),
+        ],
+    );
 }
 
 #[test]

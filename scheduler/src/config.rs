@@ -25,6 +25,12 @@ pub struct Config {
     pub keys_max: usize,
     /// Most bytes of changes that are not durable yet; past it a submit is refused with `StoreFailed`.
     pub unwritten_max_bytes: u64,
+    /// Most bytes of changes that are not durable yet with which the log of a task is still written; past it the
+    /// task is stored without its log, so that logs never keep results waiting.
+    pub unwritten_log_max_bytes: u64,
+    /// Most bytes of logs that are kept in memory, of tasks that are not stored or wait for another attempt; the
+    /// oldest go first.
+    pub logs_max_bytes: u64,
     /// Most nodes that are remembered, gone ones included; past it the one that has been gone longest is
     /// forgotten before its 24 h are over, and if none has gone a registration is refused with `NodesFull`.
     pub nodes_max: usize,
@@ -54,6 +60,8 @@ impl Default for Config {
             ended_memory_max_bytes: 256 << 20,
             keys_max: 1_000_000,
             unwritten_max_bytes: 256 << 20,
+            unwritten_log_max_bytes: 64 << 20,
+            logs_max_bytes: 64 << 20,
             nodes_max: 10_000,
             kinds_max: 10_000,
             ended_stored_kept: 1_000,

@@ -3,6 +3,7 @@
 use crate::effect::WriteSeq;
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
+    log::Tails,
     node::{CpuSample, ExitReport, KindInfo, NodeRegistration, Report},
     task::{Durability, TaskSpec},
     work::{Outcome, RunRef},
@@ -245,4 +246,6 @@ pub struct RunEnded {
     pub cpu_ms: f64,
     /// A fresh CPU sample, if one came along.
     pub sample: Option<CpuSample>,
+    /// The end of what it printed; none if it printed nothing.
+    pub log: Option<Box<Tails>>,
 }

@@ -16,7 +16,7 @@
 //!   [`placement`] (where to), [`health`] (slow start and ejection), [`explain`];
 //! - [`task`]: the life of a task; [`node`]: the states and clocks of a node; [`idempotency`]: keys;
 //!   [`index`]: nodes found without looking at all; [`rates`]: events per second; [`retries`]: the
-//!   budget of what is tried again.
+//!   budget of what is tried again; [`logs`]: what tasks printed that the store does not have.
 
 pub mod capacity;
 pub mod config;
@@ -29,6 +29,7 @@ pub mod health;
 pub mod idempotency;
 pub mod index;
 pub mod ledger;
+pub mod logs;
 pub mod node;
 pub mod placement;
 pub mod policy;
@@ -39,5 +40,6 @@ pub mod retries;
 pub mod task;
 
 pub use config::Config;
-pub use core::{Core, TaskFilter};
+pub use core::{Core, LogPlace, TaskFilter};
+pub use logs::TaskLog;
 pub use policy::Policy;

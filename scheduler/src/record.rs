@@ -4,7 +4,7 @@
 //! store applies `TaskDispatched` and `TaskRequeued` only to tasks that have not ended, and
 //! `TaskEnded` only once.
 
-use crate::event::ClientId;
+use crate::{event::ClientId, logs::TaskLog};
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
     node::NodeRegistration,
@@ -44,6 +44,16 @@ pub enum Op {
         task: Arc<Task>,
         /// Who submitted it.
         client: ClientId,
+        /// What its last attempt printed.
+        log: Option<Arc<TaskLog>>,
+    },
+    /// The log of a task that has ended, and was told so after it: of one that was cancelled while it ran. It
+    /// takes the place of the log of an earlier attempt.
+    TaskLog {
+        /// The task.
+        task: TaskId,
+        /// What its last attempt printed.
+        log: Arc<TaskLog>,
     },
     /// A node registered.
     NodeRegistered(Arc<NodeRecord>),

@@ -115,6 +115,7 @@ impl Cluster {
                     run_ms,
                     cpu_ms,
                     sample: Some(cpu),
+                    log: None,
                 };
                 self.world.event(Event::RunEnded(Box::new(ended)));
             }

@@ -6,8 +6,10 @@
 //! - [`master::Link`]: the master's end of one open channel. It greets, decodes, stamps orders with the
 //!   epoch, merges them into few messages, pings, and closes what misbehaves or is silent.
 //! - [`node::Session`]: the node's end. It lives as long as the process and survives reconnects: it
-//!   takes runs once, gives them slots, and keeps every result until the master calls it committed.
+//!   takes runs once, gives them slots, and keeps every result until the master calls it committed. It
+//!   answers who reads what runs print, and sends the end of it ahead of their results.
 //! - [`close::CloseReason`]: why a channel was closed, as WebSocket close codes.
+//! - [`follow`]: reading a log piece by piece.
 //! - [`backoff`]: how long to wait before trying again; [`retry`]: whether a client's request is tried again.
 //!
 //! What holds whatever the network does (the property tests of `tests/pipe.rs` join the two ends by a
@@ -23,8 +25,10 @@
 
 pub mod backoff;
 pub mod close;
+pub mod follow;
 pub mod master;
 pub mod node;
 mod outbox;
 mod result;
 pub mod retry;
+mod tails;

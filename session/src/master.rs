@@ -6,14 +6,16 @@ use crate::{
     close::CloseReason,
     outbox::Outbox,
     result::{checked, cut},
+    tails::Gathering,
 };
 use bytes::Bytes;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
     frame::split_frames,
+    log::{LOG_PIECE_BYTES, Stream},
     work::{
-        Cancel, Committed, Drain, Hello, PING_INTERVAL_MS, Resume, Run, RunRef, ToMaster, ToNode, VERSION,
-        Welcome,
+        Cancel, Committed, Drain, Hello, LogChunk, LogRead, PING_INTERVAL_MS, Resume, Run, RunRef, ToMaster,
+        ToNode, VERSION, Welcome,
     },
 };
 
@@ -73,6 +75,8 @@ pub enum Inbound {
     },
     /// It leaves in order.
     Leaving,
+    /// The answer to a [`Link::read_log`], with at most `LOG_PIECE_BYTES`.
+    Log(LogChunk, Bytes),
     /// A sign of life that carries nothing else.
     Heard,
 }
@@ -135,6 +139,7 @@ pub struct Link {
     outbox: Outbox,
     cancels: Vec<RunId>,
     committed: Vec<RunId>,
+    gathering: Gathering,
     waiting_bytes: usize,
     next_ping_us: u64,
     unanswered_pings: u32,
@@ -159,6 +164,7 @@ impl Link {
             outbox: Outbox::default(),
             cancels: Vec::new(),
             committed: Vec::new(),
+            gathering: Gathering::default(),
             waiting_bytes: 0,
             next_ping_us: now_us.saturating_add(PING_INTERVAL_US),
             unanswered_pings: 0,
@@ -253,6 +259,18 @@ impl Link {
         }
     }
 
+    /// Gathers a read of what a run prints, as [`Link::order`] does; `read` names it and is not used twice. It
+    /// is answered by [`Inbound::Log`], but for a node that is older than this. Says whether the channel is open;
+    /// if not, it is not asked.
+    pub fn read_log(&mut self, (read, run): (u64, RunId), stream: Stream, offset: u64, wait_ms: u64) -> bool {
+        let open = self.is_open();
+        if open {
+            let ask = LogRead { epoch: self.epoch, read, run, stream, offset, wait_ms };
+            self.outbox.put(|message| ToNode::LogRead(ask).put(message));
+        }
+        open
+    }
+
     /// Sends what was gathered, in as few messages as possible. Past [`MAX_WAITING_BYTES`] the channel is
     /// closed instead.
     pub fn flush(&mut self, out: &mut Vec<LinkEffect>) {
@@ -332,7 +350,13 @@ impl Link {
             ToMaster::Hello(_) => self.close(CloseReason::Protocol("a second hello"), out),
             _ if !open => self.close(CloseReason::Protocol("the first frame is not a hello"), out),
             ToMaster::Result(header, body) => {
-                out.push(LinkEffect::Inbound(Inbound::Ended(Box::new(checked(header, &body)))));
+                let log = self.gathering.take(header.run);
+                out.push(LinkEffect::Inbound(Inbound::Ended(Box::new(checked(header, &body, log)))));
+            }
+            ToMaster::LogTail(header, part) => self.gathering.add(header, &part),
+            ToMaster::LogChunk(chunk, mut piece) => {
+                piece.truncate(LOG_PIECE_BYTES);
+                out.push(LinkEffect::Inbound(Inbound::Log(chunk, piece)));
             }
             ToMaster::HandBack(back) => out.push(LinkEffect::Inbound(Inbound::HandedBack {
                 runs: back.runs,

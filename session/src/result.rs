@@ -3,6 +3,7 @@
 use protocol::{
     RunId, TaskId,
     json::{MAX_DEPTH, nests_too_deep},
+    log::Tails,
     node::{CpuSample, MAX_CORES},
     task::{ErrorCode, Json, MAX_RESULT_BYTES, TaskError},
     work::{Outcome, RunResult},
@@ -32,11 +33,13 @@ pub struct Ended {
     pub cpu_ms: f64,
     /// A fresh CPU sample, if one came along and its figures are possible.
     pub sample: Option<CpuSample>,
+    /// The end of what it printed, if it came along: at most `MAX_LOG_BYTES` of each stream.
+    pub log: Option<Box<Tails>>,
 }
 
 /// A result with everything checked that can be checked here. A body that is too large or not JSON fails
 /// the run: the node cannot do better by sending it again.
-pub(crate) fn checked(header: RunResult, body: &[u8]) -> Ended {
+pub(crate) fn checked(header: RunResult, body: &[u8], log: Option<Box<Tails>>) -> Ended {
     let RunResult { epoch: _, task, run, outcome, run_ms, cpu_ms, sample } = header;
     let (outcome, result) = match (read_result(body), outcome) {
         (Ok(result), Outcome::Failed(error)) => {
@@ -55,7 +58,7 @@ pub(crate) fn checked(header: RunResult, body: &[u8]) -> Ended {
     let bounded = |value: f64, most: f64| if value > 0.0 { value.min(most) } else { 0.0 };
     let run_ms = bounded(run_ms, MAX_RUN_MS);
     let cpu_ms = bounded(cpu_ms, run_ms * MAX_CORES);
-    Ended { task, run, outcome, result, run_ms, cpu_ms, sample }
+    Ended { task, run, outcome, result, run_ms, cpu_ms, sample, log }
 }
 
 /// Some codes are the scheduler's to give: a node that claims them would steer its retries.
@@ -110,7 +113,7 @@ mod tests {
         let (task, run) = (TaskId(uuid::Uuid::nil()), RunId::new(1, 1));
         let header =
             RunResult { epoch: 1, task, run, outcome: Outcome::Succeeded, run_ms, cpu_ms, sample: None };
-        checked(header, body.as_bytes())
+        checked(header, body.as_bytes(), None)
     }
 
     #[test]

@@ -6,14 +6,17 @@ use proptest::prelude::*;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
     frame::{put_frame, split_frames},
+    log::{LOG_PIECE_BYTES, Stream, Tail, Tails},
     task::{ErrorCode, MAX_RESULT_BYTES},
-    work::{Cancel, Committed, Drain, Outcome, Resume, Run, ToMaster, ToNode, VERSION, Welcome},
+    work::{
+        Cancel, Committed, Drain, LogRead, LogState, Outcome, Resume, Run, ToMaster, ToNode, VERSION, Welcome,
+    },
 };
 use session::{
     close::CloseReason,
     node::{
-        Bearer, Config, ConnectFailure, Effect, Ended, ExitReason, RegisterFailure, SILENCE_US, Session,
-        WINDOW_BYTES,
+        Bearer, Config, ConnectFailure, Effect, Ended, ExitReason, LOG_WINDOW_BYTES, LogPiece, MAX_LOG_READS,
+        RegisterFailure, SILENCE_US, Session, WINDOW_BYTES,
     },
 };
 
@@ -94,6 +97,7 @@ impl Bench {
             run_ms: f64::NAN,
             cpu_ms: f64::INFINITY,
             sample: None,
+            log: None,
         };
         self.act(|s, now, out| s.ended(now, RunId(n), ended, out))
     }
@@ -428,4 +432,110 @@ proptest! {
         put_frame(&mut framed, kind, header.as_bytes(), b"");
         bench.act(|s, now, out| s.receive(now, framed.freeze(), out));
     }
+}
+
+fn log_read(read: u64, n: u64, offset: u64, wait_ms: u64) -> ToNode {
+    let (run, stream) = (RunId(n), Stream::Stdout);
+    ToNode::LogRead(LogRead { epoch: EPOCH, read, run, stream, offset, wait_ms })
+}
+
+fn asked(effects: &[Effect]) -> Vec<u64> {
+    let read = |effect: &Effect| match effect {
+        Effect::ReadLog { read, .. } => Some(*read),
+        _ => None,
+    };
+    effects.iter().filter_map(read).collect()
+}
+
+fn piece(offset: u64, bytes: usize) -> LogPiece {
+    let tail = Tail { offset, bytes: vec![b'x'; bytes].into() };
+    LogPiece { end: tail.end(), tail }
+}
+
+fn chunks(effects: &[Effect]) -> Vec<(u64, LogState, usize)> {
+    said(effects)
+        .into_iter()
+        .map(|said| match said {
+            ToMaster::LogChunk(chunk, bytes) => (chunk.read, chunk.state, bytes.len()),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn a_read_of_a_log_waits_for_output_for_as_long_as_it_says() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    assert_eq!(asked(&bench.hear(&[log_read(1, 1, 0, 10_000)])), [1]);
+    assert!(bench.act(|s, now, out| s.log_read(now, 1, Some(piece(0, 0)), out)).is_empty());
+    assert!(bench.after(9_000_000).is_empty());
+    let again = bench.act(|s, _, _| s.printed(RunId(1), Stream::Stdout));
+    assert_eq!(asked(&again), [1], "there is output");
+    let sent = bench.act(|s, now, out| s.log_read(now, 1, Some(piece(0, 5)), out));
+    assert_eq!(chunks(&sent), [(1, LogState::Running, 5)]);
+    bench.hear(&[log_read(2, 1, 5, 10_000)]);
+    bench.act(|s, now, out| s.log_read(now, 2, Some(piece(5, 0)), out));
+    assert_eq!(chunks(&bench.after(10_000_000)), [(2, LogState::Running, 0)], "its time is over");
+}
+
+#[test]
+fn a_read_of_a_run_that_waits_for_a_slot_is_answered_once_it_has_started() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1), order(2)]);
+    assert!(bench.hear(&[log_read(1, 2, 0, 10_000)]).is_empty());
+    let ended = bench.end(1, b"1");
+    assert_eq!(asked(&ended), [1]);
+    assert_eq!(chunks(&bench.hear(&[log_read(2, 77, 0, 10_000)])), [(2, LogState::Unknown, 0)]);
+}
+
+#[test]
+fn logs_are_sent_only_while_little_else_waits_to_be_written() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1)]);
+    let reads: Vec<_> = (0..20).map(|read| log_read(read, 1, 0, 10_000)).collect();
+    let first = asked(&bench.hear(&reads));
+    assert_eq!(first.len(), LOG_WINDOW_BYTES / LOG_PIECE_BYTES);
+    let mut sent = 0;
+    for read in first {
+        let effects = bench.act(|s, now, out| s.log_read(now, read, Some(piece(0, LOG_PIECE_BYTES)), out));
+        assert!(asked(&effects).is_empty(), "nothing was written yet");
+        sent += effects
+            .iter()
+            .map(|effect| if let Effect::Send(bytes) = effect { bytes.len() } else { 0 })
+            .sum::<usize>();
+    }
+    let more = bench.act(|s, _, _| s.written(sent));
+    assert_eq!(asked(&more).len(), LOG_WINDOW_BYTES / LOG_PIECE_BYTES);
+}
+
+#[test]
+fn reads_past_the_bound_are_answered_at_once_and_a_new_channel_begins_without_any() {
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[order(1), order(2)]);
+    let reads: Vec<_> = (0..=MAX_LOG_READS as u64).map(|read| log_read(read, 2, 0, 30_000)).collect();
+    assert_eq!(chunks(&bench.hear(&reads)), [(MAX_LOG_READS as u64, LogState::Running, 0)]);
+    bench.drop_and_reconnect(EPOCH);
+    assert!(asked(&bench.end(1, b"1")).is_empty());
+}
+
+#[test]
+fn past_their_bound_the_oldest_logs_of_ended_runs_are_dropped_and_no_result_is() {
+    let mut bench = Bench::open(Config { max_kept_log_bytes: 100, ..Config::new(4) });
+    for n in 1..=3 {
+        bench.hear(&[order(n)]);
+        let log = Some(Box::new(Tails { stdout: piece(0, 40).tail, ..Tails::default() }));
+        let (outcome, result, sample) = (Outcome::Succeeded, Bytes::from_static(b"1"), None);
+        let ended = Ended { outcome, result, run_ms: 1.0, cpu_ms: 1.0, sample, log };
+        bench.act(|s, now, out| s.ended(now, RunId(n), ended, out));
+    }
+    let again = bench.drop_and_reconnect(EPOCH);
+    let kinds: Vec<_> = again
+        .iter()
+        .filter_map(|said| match said {
+            ToMaster::LogTail(header, _) => Some(("log", header.run.0)),
+            ToMaster::Result(header, _) => Some(("result", header.run.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds, [("result", 1), ("log", 2), ("result", 2), ("log", 3), ("result", 3)]);
 }

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
-    work::{Outcome, RunRef},
+    log::{LOG_PIECE_BYTES, Stream, Tail, Tails},
+    work::{LogState, Outcome, RunRef},
 };
 use session::{
     close::CloseReason,
     master::{Inbound, Link, LinkEffect, Order},
-    node::{Config, ConnectFailure, Effect, Ended, RegisterFailure, Session},
+    node::{Config, ConnectFailure, Effect, Ended, LogPiece, RegisterFailure, Session},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -53,6 +54,30 @@ struct World {
     node_wake_us: Option<u64>,
     link_wake_us: Option<u64>,
     left: bool,
+    /// How much each run has printed.
+    printed: BTreeMap<RunId, u64>,
+    /// Runs of which the executor was asked for output that there was not.
+    awaited: BTreeSet<RunId>,
+    /// Reads on the present channel that were not answered.
+    reads: BTreeMap<u64, (RunId, u64)>,
+    next_read: u64,
+}
+
+/// Bytes of a log that the executor keeps: more than goes into a frame.
+const KEPT_BYTES: u64 = LOG_PIECE_BYTES as u64 + 1_000;
+
+/// What a run prints there.
+fn byte_at(run: RunId, offset: u64) -> u8 {
+    (offset % 251) as u8 ^ run.0 as u8
+}
+
+fn tail_of(run: RunId, printed: u64) -> Tail {
+    let offset = printed.saturating_sub(KEPT_BYTES);
+    Tail { offset, bytes: (offset..printed).map(|at| byte_at(run, at)).collect::<Vec<_>>().into() }
+}
+
+fn assert_printed(run: RunId, tail: &Tail) {
+    assert!(tail.bytes.iter().zip(tail.offset..).all(|(&byte, at)| byte == byte_at(run, at)), "run {run}");
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +93,8 @@ enum Step {
     GiveBack(usize),
     Cancel(usize),
     Commit(usize),
+    Print(usize, u64),
+    ReadLog(usize, u64, u64),
     Drain { deadline_ms: Option<u64> },
     Resume,
     NewMaster,
@@ -98,6 +125,10 @@ impl World {
             node_wake_us: None,
             link_wake_us: None,
             left: false,
+            printed: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            reads: BTreeMap::new(),
+            next_read: 0,
         };
         world.node(|session, now, out| session.start(now, out));
         world
@@ -107,25 +138,41 @@ impl World {
         let mut out = Vec::new();
         event(&mut self.session, self.now_us, &mut out);
         self.session.flush(&mut out);
-        for effect in out {
-            match effect {
-                Effect::Register { .. } => self.wants_register = true,
-                Effect::Connect { .. } => self.wants_connect = true,
-                Effect::Send(message) if self.connected => self.to_master.push_back(message),
-                Effect::Send(_) => panic!("sent without a channel"),
-                Effect::Close(_) => self.cut(),
-                Effect::Start(run, _) => {
-                    assert!(self.starts.insert(run.run), "run {} was started twice", run.run);
-                    assert_ne!(self.fates[&run.run], Fate::HandedBack, "started after it was handed back");
-                    self.running.push(run.run);
-                }
-                Effect::Cancel(run) => {
-                    assert!(self.running.contains(&run), "cancel of what does not run");
-                    self.stopped.insert(run);
-                }
-                Effect::WakeAt(us) => self.node_wake_us = Some(us),
-                Effect::Exit(_) => self.left = true,
+        while !out.is_empty() {
+            for effect in std::mem::take(&mut out) {
+                self.node_effect(effect, &mut out);
             }
+            self.session.flush(&mut out);
+        }
+    }
+
+    fn node_effect(&mut self, effect: Effect, out: &mut Vec<Effect>) {
+        match effect {
+            Effect::Register { .. } => self.wants_register = true,
+            Effect::Connect { .. } => self.wants_connect = true,
+            Effect::Send(message) if self.connected => self.to_master.push_back(message),
+            Effect::Send(_) => panic!("sent without a channel"),
+            Effect::Close(_) => self.cut(),
+            Effect::Start(run, _) => {
+                assert!(self.starts.insert(run.run), "run {} was started twice", run.run);
+                assert_ne!(self.fates[&run.run], Fate::HandedBack, "started after it was handed back");
+                self.running.push(run.run);
+            }
+            Effect::Cancel(run) => {
+                assert!(self.running.contains(&run), "cancel of what does not run");
+                self.stopped.insert(run);
+            }
+            Effect::ReadLog { read, run, offset, .. } => {
+                assert!(self.running.contains(&run), "read of what does not run");
+                let end = self.printed.get(&run).copied().unwrap_or(0);
+                let tail = tail_of(run, end).piece(offset);
+                if tail.bytes.is_empty() {
+                    self.awaited.insert(run);
+                }
+                self.session.log_read(self.now_us, read, Some(LogPiece { tail, end }), out);
+            }
+            Effect::WakeAt(us) => self.node_wake_us = Some(us),
+            Effect::Exit(_) => self.left = true,
         }
     }
 
@@ -180,6 +227,10 @@ impl World {
                 }
             }
             Inbound::Ended(ended) => {
+                let printed = self.printed.get(&ended.run).copied().unwrap_or(0);
+                let log = ended.log.unwrap_or_default();
+                assert_eq!(log.stderr, tail_of(ended.run, printed), "the log of run {}", ended.run);
+                assert!(log.stdout.bytes.is_empty());
                 let result = Bytes::from(ended.result.map_or(String::new(), |json| json.get().to_owned()));
                 match self.fates.get_mut(&ended.run).expect("a result of a run that was handed out") {
                     fate @ Fate::HandedOut => {
@@ -203,6 +254,16 @@ impl World {
                     }
                 }
             }
+            Inbound::Log(chunk, bytes) => {
+                // One that was delivered twice is answered twice.
+                let Some((run, asked)) = self.reads.remove(&chunk.read) else { return };
+                let tail = Tail { offset: chunk.offset, bytes };
+                assert!(tail.offset >= asked.min(chunk.end) && tail.end() <= chunk.end, "{chunk:?}");
+                assert_printed(run, &tail);
+                if chunk.state == LogState::Ended && tail.bytes.is_empty() {
+                    assert!(asked >= chunk.end, "nothing is sent only where there is nothing");
+                }
+            }
             Inbound::Leaving | Inbound::Heard => {}
         }
     }
@@ -211,6 +272,7 @@ impl World {
     fn cut(&mut self) {
         self.to_node.clear();
         self.to_master.clear();
+        self.reads.clear();
         self.link = None;
         self.link_wake_us = None;
         if std::mem::take(&mut self.connected) {
@@ -250,8 +312,13 @@ impl World {
         if !self.stopped.contains(&run) {
             self.finished.insert(run);
         }
+        let log = self
+            .printed
+            .get(&run)
+            .map(|&printed| Box::new(Tails { stderr: tail_of(run, printed), ..Tails::default() }));
         let result = Bytes::from(format!("{{\"value\":\"{run}\"}}"));
-        let ended = Ended { outcome: Outcome::Succeeded, result, run_ms: 1.0, cpu_ms: 1.0, sample: None };
+        let ended =
+            Ended { outcome: Outcome::Succeeded, result, run_ms: 1.0, cpu_ms: 1.0, sample: None, log };
         self.node(|session, now, out| session.ended(now, run, ended, out));
     }
 
@@ -333,6 +400,26 @@ impl World {
                     self.master(|link, _, _| link.order(Order::Committed { run }));
                 }
             }
+            Step::Print(n, bytes) => {
+                if let Some(run) = Self::nth(self.running.clone(), n) {
+                    *self.printed.entry(run).or_default() += bytes;
+                    if self.awaited.remove(&run) {
+                        self.node(|session, _, _| session.printed(run, Stream::Stderr));
+                    }
+                }
+            }
+            Step::ReadLog(n, offset, wait_ms) => {
+                let Some(run) = Self::nth(self.fates.keys().copied(), n) else { return };
+                self.next_read += 1;
+                let read = self.next_read;
+                let mut open = false;
+                self.master(|link, _, _| {
+                    open = link.read_log((read, run), Stream::Stderr, offset, wait_ms);
+                });
+                if open {
+                    self.reads.insert(read, (run, offset));
+                }
+            }
             Step::Drain { deadline_ms } => {
                 self.master(|link, _, _| link.order(Order::Drain { deadline_ms }));
             }
@@ -385,6 +472,7 @@ impl World {
             }
         }
         assert!(self.connected && self.session.is_open(), "the channel is open again");
+        assert!(self.reads.is_empty(), "all reads were answered: {:?}", self.reads);
         assert_eq!(self.session.uncommitted(), 0, "all results were committed");
         assert_eq!((self.session.waiting(), self.session.running().count()), (0, 0));
         for (run, fate) in &self.fates {
@@ -409,6 +497,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::GiveBack),
         2 => any::<usize>().prop_map(Step::Cancel),
         4 => any::<usize>().prop_map(Step::Commit),
+        3 => (any::<usize>(), 1_u64..2 * KEPT_BYTES).prop_map(|(n, bytes)| Step::Print(n, bytes)),
+        3 => (any::<usize>(), 0_u64..3 * KEPT_BYTES, 0_u64..40_000)
+            .prop_map(|(n, offset, wait_ms)| Step::ReadLog(n, offset, wait_ms)),
         1 => prop_oneof![Just(None), Just(Some(0)), Just(Some(2_000))]
             .prop_map(|deadline_ms| Step::Drain { deadline_ms }),
         1 => Just(Step::Resume),

@@ -1,8 +1,12 @@
 //! A store that is really lost when power fails before it was synced.
 
-use crate::plant::Plant;
-use protocol::{NodeId, RunId, TaskId, Timestamp, task::Task};
+use crate::{node::printed, plant::Plant};
+use protocol::{
+    NodeId, RunId, TaskId, Timestamp,
+    task::{Task, TaskState},
+};
 use scheduler::{
+    TaskLog,
     effect::WriteSeq,
     event::ClientId,
     record::{NodeRecord, Op, OpenTask, Recovered, TaskRecord},
@@ -64,7 +68,8 @@ impl Disk {
                     open.attempt = attempt;
                 }
             }
-            Op::TaskEnded { task, .. } => self.end(task),
+            Op::TaskEnded { task, log, .. } => self.end(task, log.as_deref()),
+            Op::TaskLog { task, log } => self.check_log(task, &log),
             Op::NodeRegistered(record) => drop(self.nodes.insert(record.id, record)),
             Op::NodeGone { node, .. } => drop(self.nodes.remove(&node)),
         }
@@ -92,7 +97,21 @@ impl Disk {
         }
     }
 
-    fn end(&mut self, task: Arc<Task>) {
+    fn check_log(&mut self, task: TaskId, log: &TaskLog) {
+        if log.tails != printed(log.run) {
+            self.violations
+                .push(format!("task {task} has a log that run {} did not print: {log:?}", log.run));
+        }
+    }
+
+    fn end(&mut self, task: Arc<Task>, log: Option<&TaskLog>) {
+        match log {
+            Some(log) => self.check_log(task.id, log),
+            None if task.state == TaskState::Succeeded => {
+                self.violations.push(format!("task {} succeeded without its log", task.id));
+            }
+            None => {}
+        }
         self.open.remove(&task.id);
         if let Some(before) = self.ended.get(&task.id) {
             let text = |task: &Task| task.result.as_ref().map(|json| json.get().to_owned());

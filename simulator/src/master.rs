@@ -233,9 +233,11 @@ impl Master {
                 Event::HandedBack { node, runs, draining, reason }
             }
             Inbound::Leaving => Event::Leaving { node },
-            Inbound::Heard => Event::Heard { node },
+            // Nobody reads logs of running tasks here.
+            Inbound::Heard | Inbound::Log(..) => Event::Heard { node },
             Inbound::Ended(ended) => {
-                let session::master::Ended { task, run, outcome, result, run_ms, cpu_ms, sample } = *ended;
+                let session::master::Ended { task, run, outcome, result, run_ms, cpu_ms, sample, log } =
+                    *ended;
                 Event::RunEnded(Box::new(RunEnded {
                     node,
                     task,
@@ -245,6 +247,7 @@ impl Master {
                     run_ms,
                     cpu_ms,
                     sample,
+                    log,
                 }))
             }
         };

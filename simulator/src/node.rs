@@ -4,6 +4,7 @@ use crate::master::ConnId;
 use bytes::Bytes;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
+    log::{LOG_PIECE_BYTES, Tail, Tails},
     node::{CpuSample, CpuSource, MemorySample, NodeRegistration, NodeStatus, Report, RunningTask, slots_of},
     work::{Outcome, Run},
 };
@@ -58,6 +59,16 @@ pub struct SimInput {
     pub work_us: u64,
     /// Whether it ends with an error instead.
     pub fails: bool,
+}
+
+/// What a run prints: always the same, so that a log can be checked wherever it turns up, and sometimes more than
+/// fits in a frame.
+#[must_use]
+pub fn printed(run: RunId) -> Tails {
+    let line = format!("{run}\n");
+    let lines = if run.0.is_multiple_of(7) { LOG_PIECE_BYTES / 4 + 1 } else { 1 };
+    let stdout = Tail { offset: run.0, bytes: line.repeat(lines).into() };
+    Tails { stdout, stderr: Tail { offset: 0, bytes: line.into() } }
 }
 
 impl SimNode {
@@ -186,7 +197,14 @@ impl SimNode {
             }
             (false, false) => (Outcome::Succeeded, Bytes::from(running.value.to_string())),
         };
-        Some(Ended { outcome, result, run_ms, cpu_ms: run_ms, sample: None })
+        Some(Ended {
+            outcome,
+            result,
+            run_ms,
+            cpu_ms: run_ms,
+            sample: None,
+            log: Some(Box::new(printed(run))),
+        })
     }
 
     /// Whether nothing runs and nothing waits to be committed.

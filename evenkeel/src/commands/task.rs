@@ -1,4 +1,4 @@
-//! `evenkeel task get|wait|cancel|explain|list`.
+//! `evenkeel task get|wait|cancel|explain|list|logs`.
 
 use super::{
     parse_label,
@@ -7,9 +7,11 @@ use super::{
 };
 use crate::{cli::Global, connect::ConnectArgs, exit::Failure, output};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use client::{LogPart, LogReader};
 use node_manager::verbs;
 use protocol::{
     NodeId, TaskId, Timestamp,
+    log::Stream,
     status::Explanation,
     task::{Task, TaskQuery, TaskState},
 };
@@ -32,6 +34,8 @@ pub(crate) enum TaskCommand {
     Explain(ExplainArgs),
     /// List tasks, newest first
     List(ListArgs),
+    /// Print what a task has printed: its standard output here too, its standard error to standard error
+    Logs(LogsArgs),
 }
 
 /// Arguments of `task get`.
@@ -114,6 +118,27 @@ pub(crate) struct ListArgs {
     output: ListOutput,
 }
 
+/// Arguments of `task logs`.
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The task
+    id: TaskId,
+    /// Go on until the task has ended; waits for one that is queued
+    #[arg(short, long)]
+    follow: bool,
+    /// Only one of the two streams
+    #[arg(long, value_enum)]
+    stream: Option<StreamArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StreamArg {
+    Stdout,
+    Stderr,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StateArg {
     Queued,
@@ -166,6 +191,7 @@ pub(crate) async fn run(global: &Global, command: TaskCommand, shutdown: &Shutdo
             }
         }
         TaskCommand::List(args) => list(global, args).await,
+        TaskCommand::Logs(args) => logs(global, &args, shutdown).await,
     }
 }
 
@@ -196,6 +222,36 @@ async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
     output::table(&["ID", "KIND", "STATE", "AGE", "NODE", "ATTEMPT", "QUEUE", "RUN", "CPU", "ERROR"], &rows)?;
     if let Some(cursor) = page.next_cursor {
         output::say(format_args!("there are more: --cursor {cursor}"));
+    }
+    Ok(())
+}
+
+/// Both streams are read side by side; each is in order, between them the order is as they arrive.
+async fn logs(global: &Global, args: &LogsArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let client = args.connect.client(global)?;
+    let copy = async |stream| match args.stream {
+        Some(StreamArg::Stdout) if stream == Stream::Stderr => Ok(()),
+        Some(StreamArg::Stderr) if stream == Stream::Stdout => Ok(()),
+        _ => copy_log(client.log_reader(args.id, stream, args.follow), stream).await,
+    };
+    let token = shutdown.token();
+    tokio::select! {
+        copied = async { tokio::try_join!(copy(Stream::Stdout), copy(Stream::Stderr)) } => copied.map(drop),
+        () = token.cancelled() => Err(Failure::Interrupted(String::new())),
+    }
+}
+
+async fn copy_log(mut reader: LogReader, stream: Stream) -> Result<(), Failure> {
+    let name = stream.as_str();
+    while let Some(part) = reader.next().await? {
+        match part {
+            LogPart::Bytes(bytes) if stream == Stream::Stdout => output::raw(&bytes)?,
+            LogPart::Bytes(bytes) => output::raw_error(&bytes)?,
+            LogPart::Dropped(bytes) => {
+                output::say(format_args!("evenkeel: {bytes} bytes of {name} are not kept"))
+            }
+            LogPart::Attempt(attempt) => output::say(format_args!("evenkeel: {name} of attempt {attempt}:")),
+        }
     }
     Ok(())
 }

@@ -3,17 +3,20 @@
 use super::{failure::Failure, intake::Intake, routes::Index, schemas::Schemas};
 use crate::{
     auth::{Held, Principal, TokenHash, Tokens},
-    brain::{Brain, Unavailable},
+    brain::{Brain, LogAsk, Unavailable},
     hosts::Hosts,
     places::{Place, Places},
     pools::{Board, WriteIf},
-    store::Store,
+    store::{Store, StoredPiece},
 };
+use bytes::Bytes;
 use protocol::{
     NodeId, Problem, TaskId,
     auth::TokenInfo,
+    log::Stream,
     pool::{ManagerHello, ManagerView, PoolSpec, PoolView},
     task::Task,
+    work::LogChunk,
 };
 use scheduler::{
     Core, TaskFilter,
@@ -22,6 +25,7 @@ use scheduler::{
 };
 use service::Secret;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use crate::brain::Replies;
@@ -53,7 +57,9 @@ pub(crate) struct Parts {
     /// Streams and work channels.
     pub(crate) tasks: TaskTracker,
     /// How many work channels there may be.
-    pub(crate) places: Places,
+    pub(crate) places: Places<NodeId>,
+    /// How many may read logs.
+    pub(crate) log_readers: Places<TaskId>,
     /// Schemas of own kinds.
     pub(crate) schemas: Schemas,
     /// Bounds what is held of bodies that are not whole yet.
@@ -308,8 +314,36 @@ impl App {
         self.0.store.check_writable().await.map_err(|error| store_failed(&error))
     }
 
+    /// A place for one more who reads the log of this task.
+    pub(crate) fn log_place(&self, task: TaskId) -> Result<Place<TaskId>, Failure> {
+        self.0.log_readers.take(task).map_err(|error| Problem::too_many_readers(error.to_string()).into())
+    }
+
+    /// Asks a node for a piece of a log, as [`Brain::read_log`].
+    pub(crate) async fn read_log(
+        &self,
+        ask: LogAsk,
+    ) -> Result<oneshot::Receiver<(LogChunk, Bytes)>, Failure> {
+        self.0.brain.read_log(ask).await.map_err(unavailable)
+    }
+
+    /// Tells when a task has changed its state, as [`Brain::watch`].
+    pub(crate) async fn watch(&self, task: TaskId) -> Result<oneshot::Receiver<()>, Failure> {
+        self.0.brain.watch(task).await.map_err(unavailable)
+    }
+
+    /// A piece of a log that the store has.
+    pub(crate) async fn stored_log(
+        &self,
+        id: TaskId,
+        stream: Stream,
+        from: u64,
+    ) -> Result<Option<StoredPiece>, Failure> {
+        self.0.store.task_log(id, stream, from).await.map_err(|error| store_failed(&error))
+    }
+
     /// A place for one more work channel of this node.
-    pub(crate) fn channel_place(&self, node: NodeId) -> Result<Place, Failure> {
+    pub(crate) fn channel_place(&self, node: NodeId) -> Result<Place<NodeId>, Failure> {
         self.0.places.take(node).map_err(|error| Problem::unavailable(error.to_string()).into())
     }
 

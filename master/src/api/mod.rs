@@ -6,6 +6,7 @@ mod body;
 pub(crate) mod failure;
 pub(crate) mod intake;
 mod lines;
+mod logs;
 mod nodes;
 mod outflow;
 pub(crate) mod params;

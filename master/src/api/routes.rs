@@ -1,7 +1,7 @@
 //! Every route, with what it asks of its caller. The router and the guard are both made from this one
 //! table, so a route without an access rule cannot be written down.
 
-use super::{app::App, batch, nodes, pools, tasks, tokens, whole};
+use super::{app::App, batch, logs, nodes, pools, tasks, tokens, whole};
 use crate::auth::Access::{self, Join, Open, OwnSession, Scopes};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::Method;
@@ -37,6 +37,7 @@ pub(crate) fn table() -> Vec<Route> {
         route(g.clone(), "/v1/tasks/{id}", TASKS, get(tasks::get)),
         route(d.clone(), "/v1/tasks/{id}", TASKS, delete(tasks::cancel)),
         route(g.clone(), "/v1/tasks/{id}/explain", TASKS, get(tasks::explain)),
+        route(g.clone(), "/v1/tasks/{id}/log", TASKS, get(logs::get)),
         route(p.clone(), "/v1/nodes", Join, post(nodes::register)),
         route(g.clone(), "/v1/nodes", SEE, get(nodes::list)),
         route(g.clone(), "/v1/nodes/{id}", SEE, get(nodes::get)),

@@ -107,7 +107,7 @@ fn located(status: StatusCode, task: &Task) -> Response {
 }
 
 /// A task as the caller may see it: 404 for what is not theirs, 410 for what is no longer kept.
-async fn visible(app: &App, principal: &Principal, id: TaskId) -> Result<Arc<Task>, Failure> {
+pub(super) async fn visible(app: &App, principal: &Principal, id: TaskId) -> Result<Arc<Task>, Failure> {
     let missing = || Failure::from(Problem::not_found(format!("there is no task {id}")));
     let (live, expired) = app.query(move |core, now| (core.task(id, now), core.expired(id))).await?;
     let found = match live {

@@ -6,6 +6,7 @@ use super::{
     mailbox::{MAILBOX, Message},
     now,
     replies::Registry,
+    watchers::Watchers,
     writer::{self, Batch, Gathered, Outcome, Told},
 };
 use crate::store::Store;
@@ -38,6 +39,7 @@ pub(super) struct Actor {
     epoch: u64,
     clock: Clock,
     channels: Channels,
+    watchers: Watchers,
     gathered: Gathered,
     batches: mpsc::Sender<Batch>,
     outcomes: mpsc::Receiver<Outcome>,
@@ -81,6 +83,7 @@ impl Actor {
             core: Core::new(config, now(&clock), recovered),
             clock,
             channels: Channels::default(),
+            watchers: Watchers::default(),
             gathered: Gathered::default(),
             batches,
             outcomes,
@@ -169,6 +172,8 @@ impl Actor {
         match message {
             Message::Event(event, _room) => self.step(now, *event),
             Message::Query(read) => read(&self.core, now),
+            Message::ReadLog(ask, reply) => self.channels.read_log(&ask, reply),
+            Message::Watch(task, tell) => self.watchers.add(task, tell),
             Message::Gone(reply) => self.step(now, Event::ReplyGone { reply }),
             Message::LinkUp(id, node, socket) => {
                 let greeting = (node, self.epoch, self.core.report_interval_ms());
@@ -221,6 +226,7 @@ impl Actor {
                 }
                 Effect::Changed(Change::Task { task, state }) => {
                     tracing::debug!(%task, state = state.as_str(), "task");
+                    self.watchers.changed(task);
                 }
                 Effect::Changed(Change::Node { node, status }) => {
                     tracing::debug!(%node, status = status.as_str(), "node");

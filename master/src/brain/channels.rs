@@ -1,6 +1,9 @@
 //! All open work channels: each a [`session::master::Link`] and the way to its socket.
 
-use super::mailbox::{FromSocket, LinkId, Socket, ToSocket};
+use super::{
+    mailbox::{FromSocket, LinkId, LogAsk, LogReply, Socket, ToSocket},
+    watchers::LogReads,
+};
 use protocol::NodeId;
 use scheduler::{
     effect::Order,
@@ -31,6 +34,7 @@ pub(super) struct Channels {
     ungreeted: HashMap<NodeId, LinkId>,
     timers: BTreeSet<(u64, LinkId)>,
     unflushed: BTreeSet<LinkId>,
+    log_reads: LogReads,
     scratch: Vec<LinkEffect>,
 }
 
@@ -77,6 +81,18 @@ impl Channels {
         let Some(channel) = self.channels.get_mut(id) else { return };
         channel.link.order(link_order(order));
         self.unflushed.insert(*id);
+    }
+
+    /// Gathers a read of a log. Without an open channel nobody answers.
+    pub(super) fn read_log(&mut self, ask: &LogAsk, reply: LogReply) {
+        let LogAsk { node, run, stream, offset, wait_ms } = *ask;
+        let Some(id) = self.current.get(&node) else { return };
+        let Some(channel) = self.channels.get_mut(id) else { return };
+        let read = self.log_reads.name();
+        if channel.link.read_log((read, run), stream, offset, wait_ms) {
+            self.log_reads.sent(read, *id, reply);
+            self.unflushed.insert(*id);
+        }
     }
 
     /// Closes a node's channel because the scheduler wants it; the scheduler is not told of the end.
@@ -155,6 +171,7 @@ impl Channels {
     fn remove(&mut self, id: LinkId, by_node: bool, events: &mut Vec<Event>) {
         self.set_timer(id, None);
         self.unflushed.remove(&id);
+        self.log_reads.over(id);
         let Some(channel) = self.channels.remove(&id) else { return };
         if self.ungreeted.get(&channel.node) == Some(&id) {
             self.ungreeted.remove(&channel.node);
@@ -176,6 +193,9 @@ impl Channels {
     }
 
     fn inbound(&mut self, id: LinkId, inbound: Inbound, events: &mut Vec<Event>) {
+        if let Inbound::Log(chunk, piece) = inbound {
+            return self.log_reads.answered(id, chunk, piece);
+        }
         let Some(node) = self.channels.get(&id).map(|channel| channel.node) else { return };
         if let Inbound::Up { .. } = inbound {
             if self.ungreeted.get(&node) == Some(&id) {
@@ -202,12 +222,13 @@ fn event(node: NodeId, inbound: Inbound) -> Event {
     match inbound {
         Inbound::Up { boot_id, runs, draining } => Event::ChannelUp { node, boot_id, runs, draining },
         Inbound::Ended(ended) => {
-            let session::master::Ended { task, run, outcome, result, run_ms, cpu_ms, sample } = *ended;
-            Event::RunEnded(Box::new(RunEnded { node, task, run, outcome, result, run_ms, cpu_ms, sample }))
+            let session::master::Ended { task, run, outcome, result, run_ms, cpu_ms, sample, log } = *ended;
+            let ended = RunEnded { node, task, run, outcome, result, run_ms, cpu_ms, sample, log };
+            Event::RunEnded(Box::new(ended))
         }
         Inbound::HandedBack { runs, draining, reason } => Event::HandedBack { node, runs, draining, reason },
         Inbound::Leaving => Event::Leaving { node },
-        Inbound::Heard => Event::Heard { node },
+        Inbound::Heard | Inbound::Log(..) => Event::Heard { node },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Unavailable;
 use bytes::Bytes;
-use protocol::NodeId;
+use protocol::{NodeId, RunId, TaskId, log::Stream, work::LogChunk};
 use scheduler::{
     Core,
     event::{Event, Now, ReplyId},
@@ -11,7 +11,7 @@ use session::close::CloseReason;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::sync::DropGuard;
@@ -67,6 +67,24 @@ pub(super) struct Socket {
 /// A read of the scheduler's state.
 pub(super) type Query = Box<dyn FnOnce(&Core, Now) + Send>;
 
+/// A read of what a run prints, for the node that has it.
+#[derive(Debug)]
+pub(crate) struct LogAsk {
+    /// The node.
+    pub(crate) node: NodeId,
+    /// The hand-out.
+    pub(crate) run: RunId,
+    /// Which stream.
+    pub(crate) stream: Stream,
+    /// From this byte on.
+    pub(crate) offset: u64,
+    /// How long the node may wait for something to send.
+    pub(crate) wait_ms: u64,
+}
+
+/// Gets the answer of a node to a [`LogAsk`]; dropped if none will come.
+pub(super) type LogReply = oneshot::Sender<(LogChunk, Bytes)>;
+
 /// Everything that waits in the mailbox.
 pub(super) enum Message {
     /// For the scheduler. The permit gives its bytes back once it is taken.
@@ -75,6 +93,10 @@ pub(super) enum Message {
     Query(Query),
     /// A caller went away.
     Gone(ReplyId),
+    /// A read of a log.
+    ReadLog(LogAsk, LogReply),
+    /// Somebody wants to be told when this task changes its state.
+    Watch(TaskId, oneshot::Sender<()>),
     /// A work channel was opened.
     LinkUp(LinkId, NodeId, Socket),
     /// Something happened on a work channel.
@@ -124,8 +146,8 @@ impl Post {
     }
 
     /// Puts a read in, waiting up to [`POST_WAIT`] for room.
-    pub(super) async fn query(&self, query: Query) -> Result<(), Unavailable> {
-        timeout(POST_WAIT, self.put(Message::Query(query))).await.map_err(|_| Unavailable::Busy)?
+    pub(super) async fn read(&self, read: Message) -> Result<(), Unavailable> {
+        timeout(POST_WAIT, self.put(read)).await.map_err(|_| Unavailable::Busy)?
     }
 
     /// Puts in what a socket did, waiting for room as long as it takes: this is what holds nodes back.

@@ -3,7 +3,7 @@
 //! Everything else talks to it through [`Brain`], a handle on its [`mailbox`]. It takes all messages that
 //! wait, lets the scheduler step through them, and then carries out the effects together ([`actor`]): one
 //! message for each work channel ([`channels`]), one transaction for all writes that gathered meanwhile
-//! ([`writer`]), and the answers to callers ([`replies`]).
+//! ([`writer`]), and the answers to callers ([`replies`]). Who reads logs waits in [`watchers`].
 //!
 //! What holds:
 //! 1. nothing but this task changes the scheduler's state, so there is no lock around it;
@@ -15,17 +15,19 @@ mod actor;
 mod channels;
 mod mailbox;
 mod replies;
+mod watchers;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use mailbox::{FromSocket, LinkId, ToSocket};
+pub(crate) use mailbox::{FromSocket, LinkId, LogAsk, ToSocket};
 pub(crate) use replies::Replies;
 
 use crate::store::Store;
+use bytes::Bytes;
 use mailbox::{Message, Post, Socket};
-use protocol::NodeId;
+use protocol::{NodeId, TaskId, work::LogChunk};
 use replies::Registry;
 use scheduler::{
     Config, Core,
@@ -128,8 +130,32 @@ impl Brain {
         let (answer, answered) = oneshot::channel();
         // A caller that went away meanwhile needs no answer.
         let query = move |core: &Core, now| drop(answer.send(read(core, now)));
-        self.post.query(Box::new(query)).await?;
+        self.post.read(Message::Query(Box::new(query))).await?;
         answered.await.map_err(|_| Unavailable::Stopped)
+    }
+
+    /// Asks the node that has a run for a piece of what it prints. The receiver fails if the node has no open
+    /// channel, or loses it before it answers; a node that does not know how to answer never does.
+    ///
+    /// # Errors
+    /// [`Unavailable::Busy`] after 5 s without room in the mailbox.
+    pub(crate) async fn read_log(
+        &self,
+        ask: LogAsk,
+    ) -> Result<oneshot::Receiver<(LogChunk, Bytes)>, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        self.post.read(Message::ReadLog(ask, reply)).await?;
+        Ok(answer)
+    }
+
+    /// Tells once when a task has changed its state after this call.
+    ///
+    /// # Errors
+    /// [`Unavailable::Busy`] after 5 s without room in the mailbox.
+    pub(crate) async fn watch(&self, task: TaskId) -> Result<oneshot::Receiver<()>, Unavailable> {
+        let (tell, told) = oneshot::channel();
+        self.post.read(Message::Watch(task, tell)).await?;
+        Ok(told)
     }
 
     /// Opens a work channel for a node whose session token was checked.

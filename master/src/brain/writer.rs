@@ -30,7 +30,10 @@ fn op_bytes(op: &Op) -> usize {
     OP_BYTES
         + match op {
             Op::TaskAccepted(record) => json(&record.spec.input),
-            Op::TaskEnded { task, .. } => json(&task.input) + json(&task.result),
+            Op::TaskEnded { task, log, .. } => {
+                json(&task.input) + json(&task.result) + log.as_ref().map_or(0, |log| log.tails.len())
+            }
+            Op::TaskLog { log, .. } => log.tails.len(),
             _ => 0,
         }
 }

@@ -6,12 +6,13 @@ use super::{KEPT_MS, Opened, Store, StoreError, open};
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
     auth::{Scope, TokenInfo},
+    log::{Stream, Tail, Tails},
     node::NodeRegistration,
     pool::PoolSpec,
     task::{Json, Resources, Task, TaskError, TaskSpec, TaskState},
 };
 use scheduler::{
-    TaskFilter,
+    TaskFilter, TaskLog,
     event::ClientId,
     record::{NodeRecord, Op, TaskRecord},
 };
@@ -82,7 +83,7 @@ fn task(n: u64, state: TaskState) -> Task {
 }
 
 fn ended_as(n: u64, state: TaskState) -> Op {
-    Op::TaskEnded { task: Arc::new(task(n, state)), client: ClientId(7) }
+    Op::TaskEnded { task: Arc::new(task(n, state)), client: ClientId(7), log: None }
 }
 
 pub(crate) fn ended(n: u64) -> Op {
@@ -91,7 +92,7 @@ pub(crate) fn ended(n: u64) -> Op {
 
 fn ended_at(n: u64, at: Timestamp) -> Op {
     let task = Task { finished_at: Some(at), ..task(n, TaskState::Succeeded) };
-    Op::TaskEnded { task: Arc::new(task), client: ClientId(7) }
+    Op::TaskEnded { task: Arc::new(task), client: ClientId(7), log: None }
 }
 
 fn node_record(n: u64) -> NodeRecord {
@@ -339,7 +340,7 @@ async fn a_store_over_its_size_drops_the_oldest_ended_tasks_first() {
     let big = |n: u64| {
         let finished_at = Some(now().plus_ms(n));
         let task = Task { result: Some(json(&text)), finished_at, ..task(n, TaskState::Succeeded) };
-        Op::TaskEnded { task: Arc::new(task), client: ClientId(7) }
+        Op::TaskEnded { task: Arc::new(task), client: ClientId(7), log: None }
     };
     store.commit(&(1..=600).map(big).collect::<Vec<_>>()).await.unwrap();
     while store.forget(now()).await.unwrap() {}
@@ -363,4 +364,79 @@ async fn a_newer_schema_is_refused() {
 async fn a_store_on_a_sound_disk_is_writable() {
     let (_dir, opened) = fresh().await;
     opened.store.check_writable().await.unwrap();
+}
+
+fn log_of(run: u64, stdout: &str, stderr: &str) -> Arc<TaskLog> {
+    let tail = |offset, text: &str| Tail { offset, bytes: text.to_owned().into() };
+    let tails = Tails { stdout: tail(10, stdout), stderr: tail(0, stderr) };
+    Arc::new(TaskLog { run: RunId(run), attempt: 2, tails })
+}
+
+fn ended_with(n: u64, log: Arc<TaskLog>) -> Op {
+    let task = Arc::new(task(n, TaskState::Succeeded));
+    Op::TaskEnded { task, client: ClientId(7), log: Some(log) }
+}
+
+async fn log(store: &dyn Store, n: u64, stream: Stream) -> Option<(u64, u64, String)> {
+    let stored = store.task_log(task_id(n), stream, 0).await.unwrap()?;
+    Some((stored.run.0, stored.piece.offset, String::from_utf8(stored.piece.bytes.to_vec()).unwrap()))
+}
+
+#[tokio::test]
+async fn a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it() {
+    let (dir, opened) = fresh().await;
+    let store = &*opened.store;
+    store.commit(&[ended_with(1, log_of(5, "hello world", "oh")), ended(2)]).await.unwrap();
+    // Later words change nothing.
+    store.commit(&[ended_with(1, log_of(6, "other", ""))]).await.unwrap();
+    let again = reopen(dir.path(), opened).await;
+    let store = &*again.store;
+    assert_eq!(log(store, 1, Stream::Stdout).await, Some((5, 10, "hello world".to_owned())));
+    assert_eq!(log(store, 1, Stream::Stderr).await, Some((5, 0, "oh".to_owned())));
+    assert_eq!(log(store, 2, Stream::Stdout).await, None);
+    for (from, offset, text) in [(0, 10, "hello world"), (16, 16, "world"), (21, 21, ""), (u64::MAX, 21, "")]
+    {
+        let stored = store.task_log(task_id(1), Stream::Stdout, from).await.unwrap().unwrap();
+        assert_eq!((stored.attempt, stored.end), (2, 21));
+        assert_eq!((stored.piece.offset, &stored.piece.bytes[..]), (offset, text.as_bytes()), "from {from}");
+    }
+    again.store.forget(now().plus_ms(KEPT_MS + 1_000)).await.unwrap();
+    assert_eq!(log(&*again.store, 1, Stream::Stdout).await, None);
+}
+
+#[tokio::test]
+async fn a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only() {
+    let (_dir, opened) = fresh().await;
+    let store = &*opened.store;
+    let late = |n, run, text| Op::TaskLog { task: task_id(n), log: log_of(run, text, "") };
+    store.commit(&[late(1, 5, "of nothing"), accepted(2, None), late(2, 5, "too early")]).await.unwrap();
+    store.commit(&[ended_with(3, log_of(5, "first", "x")), late(3, 6, "second")]).await.unwrap();
+    store.commit(&[late(3, 6, "again"), late(3, 4, "older")]).await.unwrap();
+    assert_eq!(log(store, 1, Stream::Stdout).await, None);
+    assert_eq!(log(store, 2, Stream::Stdout).await, None);
+    assert_eq!(log(store, 3, Stream::Stdout).await, Some((6, 10, "second".to_owned())));
+    assert_eq!(log(store, 3, Stream::Stderr).await, None, "that was another run's");
+}
+
+#[tokio::test]
+async fn logs_over_their_share_of_the_store_go_oldest_first_and_their_tasks_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path(), 4_000_000).await.unwrap();
+    let text = "x".repeat(30_000);
+    let ops: Vec<_> = (1..=60).map(|n| ended_with(n, log_of(n, &text, ""))).collect();
+    opened.store.commit(&ops).await.unwrap();
+    // Also a master that did not write them knows how much they take.
+    drop(opened);
+    let opened = open(dir.path(), 4_000_000).await.unwrap();
+    let store = &*opened.store;
+    while store.forget(now()).await.unwrap() {}
+    let mut kept = Vec::new();
+    for n in 1..=60 {
+        if log(store, n, Stream::Stdout).await.is_some() {
+            kept.push(n);
+        }
+    }
+    assert_eq!(kept, (28..=60).collect::<Vec<_>>(), "a quarter of the store is 33 of them");
+    let filter = TaskFilter { limit: 100, ..TaskFilter::default() };
+    assert_eq!(ids(store, &filter).await.len(), 60);
 }

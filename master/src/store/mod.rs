@@ -2,7 +2,7 @@
 //!
 //! [`sqlite`] is the store of one master: opening it, its connections and its lock. [`write`] applies what
 //! the scheduler wants written, [`needed`] leaves out what the rest of the same transaction makes
-//! superfluous, [`read`] reads back. SQL is spoken in this module only.
+//! superfluous, [`read`] reads back, [`logs`] keeps what tasks printed. SQL is spoken in this module only.
 //!
 //! What holds:
 //! 1. what [`Store::commit`] called done is on disk (`fsync`) and survives `kill -9` and power loss;
@@ -10,6 +10,7 @@
 //! 3. a task that has ended never changes again, whatever is written later or twice;
 //! 4. of secrets only hashes are kept.
 
+mod logs;
 mod needed;
 mod read;
 mod sqlite;
@@ -18,8 +19,10 @@ mod write;
 #[cfg(test)]
 pub(crate) mod conformance;
 
+pub(crate) use logs::StoredPiece;
+
 use futures_util::future::BoxFuture;
-use protocol::{TaskId, Timestamp, auth::TokenInfo, pool::PoolSpec, task::Task};
+use protocol::{TaskId, Timestamp, auth::TokenInfo, log::Stream, pool::PoolSpec, task::Task};
 use scheduler::{
     TaskFilter,
     event::ClientId,
@@ -54,6 +57,9 @@ pub(crate) trait Store: Send + Sync {
     /// left out. With it one task may have 2 MiB, so the caller keeps `filter.limit` low.
     fn ended_tasks<'a>(&'a self, filter: &'a TaskFilter, full: bool) -> Doing<'a, Vec<EndedTask>>;
 
+    /// A piece of what a task that has ended printed, from this offset on; `None` if nothing is kept.
+    fn task_log(&self, id: TaskId, stream: Stream, from: u64) -> Doing<'_, Option<StoredPiece>>;
+
     /// Keeps a token, by the hash of its secret. One with the same id or hash is replaced.
     fn put_token<'a>(&'a self, hash: &'a [u8; 32], info: &'a TokenInfo) -> Doing<'a, ()>;
 
@@ -73,8 +79,8 @@ pub(crate) trait Store: Send + Sync {
     /// get the last outcome.
     fn check_writable(&self) -> Doing<'_, ()>;
 
-    /// One bounded step of forgetting: what has been kept for [`KEPT_MS`], and the oldest ended tasks
-    /// while the store is over its size. Says whether there is more to forget.
+    /// One bounded step of forgetting: what has been kept for [`KEPT_MS`], the oldest logs while logs are over
+    /// their share of the store's size, and the oldest ended tasks while the store is over its size. Says whether there is more to forget.
     fn forget(&self, now: Timestamp) -> Doing<'_, bool>;
 }
 

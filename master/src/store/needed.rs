@@ -31,7 +31,9 @@ pub(super) fn needed(ops: &[Op]) -> Vec<Needed<'_>> {
             Op::TaskAccepted(record) if ended.contains(&record.id) => {
                 record.key.is_some().then_some(Needed::OnlyKey(record))
             }
-            Op::TaskAccepted(_) | Op::NodeRegistered(_) | Op::NodeGone { .. } => Some(Needed::Whole(op)),
+            Op::TaskAccepted(_) | Op::TaskLog { .. } | Op::NodeRegistered(_) | Op::NodeGone { .. } => {
+                Some(Needed::Whole(op))
+            }
         })
         .collect();
     kept.reverse();

@@ -4,10 +4,10 @@
 //! beside it (WAL). `synchronous=FULL` makes every commit an `fsync` (sqlite.org/pragma.html#pragma_synchronous).
 
 use super::{
-    Doing, EndedTask, KEPT_MS, STORE_TIMEOUT, Store, StoreError, StoredPool, StoredToken, needed::needed,
-    read, write,
+    Doing, EndedTask, KEPT_MS, STORE_TIMEOUT, Store, StoreError, StoredPiece, StoredPool, StoredToken, logs,
+    needed::needed, read, write,
 };
-use protocol::{TaskId, Timestamp, auth::TokenInfo, pool::PoolSpec};
+use protocol::{TaskId, Timestamp, auth::TokenInfo, log::Stream, pool::PoolSpec};
 use scheduler::{
     TaskFilter,
     record::{Op, Recovered},
@@ -24,6 +24,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 use tokio::{
@@ -49,6 +50,8 @@ pub(super) struct Sqlite {
     writer: Mutex<SqliteConnection>,
     readers: SqlitePool,
     max_bytes: u64,
+    /// Bytes of all logs; changed only while the writer is held.
+    log_bytes: AtomicI64,
     trial: Mutex<Option<(Instant, Result<(), String>)>>,
     /// Held for its lock, which the kernel drops when the process ends, however it does.
     _lock: File,
@@ -72,12 +75,13 @@ impl Sqlite {
         let mut writer = within(open, options.connect()).await?.map_err(StoreError::database(open))?;
         migrate(&mut writer, &file).await?;
         let epoch = next_epoch(&mut writer).await?;
+        let log_bytes = AtomicI64::new(logs::bytes(&mut writer).await?);
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options.read_only(true));
         let writer = Mutex::new(writer);
-        Ok((Self { writer, readers, max_bytes, trial: Mutex::new(None), _lock: lock }, epoch))
+        Ok((Self { writer, readers, max_bytes, log_bytes, trial: Mutex::new(None), _lock: lock }, epoch))
     }
 
     /// What the master before left.
@@ -109,10 +113,13 @@ impl Sqlite {
         let mut writer = self.writer().await;
         let begun = writer.begin_with("BEGIN IMMEDIATE").await;
         let mut transaction = begun.map_err(StoreError::database("begin a transaction"))?;
+        let mut log_bytes = 0;
         for needed in needed(ops) {
-            write::apply(&mut transaction, needed).await?;
+            write::apply(&mut transaction, needed, &mut log_bytes).await?;
         }
-        transaction.commit().await.map_err(StoreError::database("commit a transaction"))
+        transaction.commit().await.map_err(StoreError::database("commit a transaction"))?;
+        self.log_bytes.fetch_add(log_bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn try_write(&self) -> Result<(), StoreError> {
@@ -133,6 +140,16 @@ impl Sqlite {
         ] {
             let query = sqlx::query(sql).bind(old).bind(FORGET_ROWS);
             removed += query.execute(&mut *transaction).await.map_err(&failed)?.rows_affected();
+        }
+        let mut log_bytes = self.log_bytes.load(Ordering::Relaxed);
+        if log_bytes.cast_unsigned() > self.max_bytes / logs::SHARE {
+            for task in logs::oldest(&mut transaction, FORGET_ROWS).await? {
+                log_bytes -= logs::remove(&mut transaction, &task).await?;
+                removed += 1;
+                if log_bytes.cast_unsigned() <= self.max_bytes / logs::SHARE {
+                    break;
+                }
+            }
         }
         let sql = "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count)";
         let pages: i64 = sqlx::query_scalar(sql).fetch_one(&mut *transaction).await.map_err(&failed)?;
@@ -160,10 +177,13 @@ impl Sqlite {
                 let query = sqlx::query(sql).bind(id.clone());
                 query.execute(&mut *transaction).await.map_err(&failed)?;
             }
-            excess = excess.saturating_sub(*bytes);
+            let of_log = logs::remove(&mut transaction, id).await?;
+            log_bytes -= of_log;
+            excess = excess.saturating_sub(*bytes).saturating_sub(of_log);
             removed += 1;
         }
         transaction.commit().await.map_err(&failed)?;
+        self.log_bytes.store(log_bytes, Ordering::Relaxed);
         // Where nothing was left to remove, looking again would find nothing either.
         Ok(removed > 0)
     }
@@ -184,6 +204,13 @@ impl Store for Sqlite {
         Box::pin(async move {
             let list = async { read::ended_tasks(&mut *self.reader().await?, filter, full).await };
             within("list tasks", list).await?
+        })
+    }
+
+    fn task_log(&self, id: TaskId, stream: Stream, from: u64) -> Doing<'_, Option<StoredPiece>> {
+        Box::pin(async move {
+            let read = async { logs::piece(&mut *self.reader().await?, id, stream, from).await };
+            within("read a log", read).await?
         })
     }
 
@@ -271,14 +298,14 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 fn migrations() -> Migrator {
-    let first = Migration::new(
-        1,
-        "first".into(),
-        MigrationType::Simple,
-        sqlx::SqlSafeStr::into_sql_str(include_str!("../../migrations/0001_first.sql")),
-        false,
-    );
-    Migrator::with_migrations(vec![first])
+    let migration = |version, name: &'static str, sql: &'static str| {
+        let sql = sqlx::SqlSafeStr::into_sql_str(sql);
+        Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "first", include_str!("../../migrations/0001_first.sql")),
+        migration(2, "task logs", include_str!("../../migrations/0002_task_logs.sql")),
+    ])
 }
 
 /// Brings the schema up to date; one that a newer program made is refused.

@@ -1,6 +1,6 @@
 //! The scheduler's writes as SQL. Each is idempotent and moves a task only forward.
 
-use super::{StoreError, needed::Needed};
+use super::{StoreError, logs, needed::Needed};
 use protocol::{
     TaskId,
     task::{Task, TaskState},
@@ -38,8 +38,12 @@ pub(super) fn json<T: Serialize>(what: &'static str, value: &T) -> Result<String
     serde_json::to_string(value).map_err(|error| StoreError::Database { what, why: error.to_string() })
 }
 
-/// Applies one needed write.
-pub(super) async fn apply(db: &mut SqliteConnection, needed: Needed<'_>) -> Result<(), StoreError> {
+/// Applies one needed write; adds to `log_bytes` what logs take more.
+pub(super) async fn apply(
+    db: &mut SqliteConnection,
+    needed: Needed<'_>,
+    log_bytes: &mut i64,
+) -> Result<(), StoreError> {
     match needed {
         Needed::OnlyKey(record) => key(db, record).await,
         Needed::Whole(Op::TaskAccepted(record)) => {
@@ -63,7 +67,18 @@ pub(super) async fn apply(db: &mut SqliteConnection, needed: Needed<'_>) -> Resu
             let query = sqlx::query(sql).bind(id_bytes(task.0)).bind(i64::from(*attempt));
             query.execute(db).await.map_err(StoreError::database("store a requeued task")).map(drop)
         }
-        Needed::Whole(Op::TaskEnded { task, client }) => ended(db, task, *client).await,
+        Needed::Whole(Op::TaskEnded { task, client, log }) => {
+            let is_news = ended(db, task, *client).await?;
+            if let Some(log) = log.as_ref().filter(|_| is_news) {
+                *log_bytes += logs::write(db, task.id, log).await?;
+            }
+            Ok(())
+        }
+        Needed::Whole(Op::TaskLog { task, log }) => {
+            *log_bytes -= logs::remove_older(db, *task, log).await?;
+            *log_bytes += logs::write(db, *task, log).await?;
+            Ok(())
+        }
         Needed::Whole(Op::NodeRegistered(record)) => node_registered(db, record).await,
         Needed::Whole(Op::NodeGone { node, at }) => {
             let query =
@@ -102,7 +117,8 @@ async fn accepted(db: &mut SqliteConnection, record: &TaskRecord) -> Result<(), 
     query.execute(db).await.map_err(StoreError::database("store a task")).map(drop)
 }
 
-async fn ended(db: &mut SqliteConnection, task: &Task, client: ClientId) -> Result<(), StoreError> {
+/// Says whether the task had not ended before.
+async fn ended(db: &mut SqliteConnection, task: &Task, client: ClientId) -> Result<bool, StoreError> {
     let sql = "INSERT INTO tasks (id, client, state, kind, node, attempt, submitted_at, started_at,
                                   finished_at, shown, input, result)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
@@ -126,11 +142,11 @@ async fn ended(db: &mut SqliteConnection, task: &Task, client: ClientId) -> Resu
         .bind(json("store a result", &bodiless)?)
         .bind(task.input.as_ref().map(|input| input.get().to_owned()))
         .bind(task.result.as_ref().map(|result| result.get().to_owned()));
-    query.execute(&mut *db).await.map_err(StoreError::database("store a result"))?;
+    let done = query.execute(&mut *db).await.map_err(StoreError::database("store a result"))?;
     for (key, value) in &task.labels {
         label(db, task.id, key, value).await?;
     }
-    Ok(())
+    Ok(done.rows_affected() > 0)
 }
 
 async fn label(db: &mut SqliteConnection, task: TaskId, key: &str, value: &str) -> Result<(), StoreError> {

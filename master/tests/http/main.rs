@@ -16,6 +16,7 @@ mod connections;
 mod harness;
 mod hostile_node;
 mod life_of_a_task;
+mod logs;
 mod node;
 mod pools;
 mod tls;

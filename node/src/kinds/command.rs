@@ -7,7 +7,6 @@
 use super::{
     Failure,
     blame::Blame,
-    capture::{Capture, text_from_cut},
     child::{self, Exit, Leader},
     launch::Program,
     pipes::Pipes,
@@ -18,10 +17,12 @@ use crate::{
     cancel::{Cancel, Stop},
     cpu::{OomCounter, Tasks},
     kinds_file::OwnKind,
+    log::Log,
 };
 use protocol::{
     TaskId,
     kinds::run_input,
+    log::{MAX_LOG_BYTES, Stream},
     task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
 };
 use serde_json::value::RawValue;
@@ -38,7 +39,9 @@ use std::{
 pub const TASK_ID_VARIABLE: &str = "EVENKEEL_TASK_ID";
 /// Bytes of standard output kept for `run`: the last ones.
 pub const RUN_STDOUT_BYTES: usize = 512 * 1024;
-/// Bytes of standard error kept: the last ones.
+// A result is made of what the log keeps.
+const _: () = assert!(RUN_STDOUT_BYTES <= MAX_LOG_BYTES && MAX_RESULT_BYTES <= MAX_LOG_BYTES);
+/// Bytes of standard error that go into the message of a failure: the last ones.
 const STDERR_BYTES: usize = 3 * 1024;
 /// How long a killed program may take to be gone; the slot is freed after that all the same.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
@@ -70,6 +73,8 @@ pub struct Progress {
     /// held while it is killed from outside, so that the number cannot become another's meanwhile.
     pid: Mutex<i32>,
     memory_bytes: u64,
+    /// What the program prints.
+    log: Log,
 }
 
 impl Progress {
@@ -77,6 +82,16 @@ impl Progress {
     #[must_use]
     pub fn with_memory(memory_bytes: u64) -> Self {
         Self { memory_bytes, ..Self::default() }
+    }
+
+    /// Of an attempt for which so much memory is set aside, and which prints to this log.
+    pub(crate) fn new(memory_bytes: u64, log: Log) -> Self {
+        Self { pid: Mutex::default(), memory_bytes, log }
+    }
+
+    /// What the program has printed.
+    pub(crate) const fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Process id of the running program, if there is one.
@@ -109,7 +124,8 @@ struct Command<'a> {
     argv: Vec<&'a str>,
     env: &'a BTreeMap<String, String>,
     stdin: &'a [u8],
-    stdout: Capture,
+    /// How much of what it prints a result is made of.
+    stdout_bytes: usize,
 }
 
 /// How it went.
@@ -117,7 +133,6 @@ struct Finished {
     exit: Option<Exit>,
     stop: Option<Stop>,
     out_of_memory: bool,
-    stdout: (Vec<u8>, bool),
     stderr: String,
     cpu: Duration,
 }
@@ -161,10 +176,10 @@ impl Commands {
             argv: input.argv.iter().map(String::as_str).collect(),
             env: &input.env,
             stdin: input.stdin.as_deref().unwrap_or_default().as_bytes(),
-            stdout: Capture::end(RUN_STDOUT_BYTES),
+            stdout_bytes: RUN_STDOUT_BYTES,
         };
-        match self.execute(task, command, cancel, progress) {
-            Ok(finished) => (run_outcome(&finished), finished.cpu),
+        match self.execute(task, &command, cancel, progress) {
+            Ok(finished) => (run_outcome(&finished, &progress.log), finished.cpu),
             Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
             Err(NotStarted::Program(error)) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
         }
@@ -184,10 +199,10 @@ impl Commands {
             argv: kind.command.iter().map(String::as_str).collect(),
             env: &kind.env,
             stdin: input.get().as_bytes(),
-            stdout: Capture::beginning(most_bytes + 1),
+            stdout_bytes: most_bytes,
         };
-        match self.execute(task, command, cancel, progress) {
-            Ok(finished) => (own_outcome(&finished, most_bytes), finished.cpu),
+        match self.execute(task, &command, cancel, progress) {
+            Ok(finished) => (own_outcome(&finished, &progress.log, most_bytes), finished.cpu),
             Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
             Err(NotStarted::Program(error)) => {
                 let message =
@@ -200,16 +215,17 @@ impl Commands {
     fn execute(
         &self,
         task: TaskId,
-        command: Command<'_>,
+        command: &Command<'_>,
         cancel: &Cancel,
         progress: &Progress,
     ) -> Result<Finished, NotStarted> {
         let directory =
             WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
-        let program = program(task, &self.env, &command, &directory.path).map_err(NotStarted::Program)?;
+        let program = program(task, &self.env, command, &directory.path).map_err(NotStarted::Program)?;
         self.blame.look();
         let started = Instant::now();
-        let mut pipes = Pipes::new(command.stdin, command.stdout, Capture::end(STDERR_BYTES));
+        progress.log.keep_stdout(command.stdout_bytes);
+        let mut pipes = Pipes::new(command.stdin, &progress.log);
         let oom_score_adj = self.blame.oom_score_adj(progress.memory_bytes);
         let leader = start(&program, &mut pipes, cancel, oom_score_adj)?;
         progress.set(leader.pid);
@@ -230,12 +246,11 @@ impl Commands {
         });
         // Killed from outside before its slot looked at the flag.
         let stop = stop.or_else(|| cancel.flagged().filter(|_| killed));
-        let (stderr, cut) = pipes.kept_stderr.into_bytes();
+        let (stderr, cut) = progress.log.last(Stream::Stderr, STDERR_BYTES);
         Ok(Finished {
             exit,
             stop,
             out_of_memory: stop.is_none() && killed && self.blame.of_killed(started),
-            stdout: pipes.kept_stdout.into_bytes(),
             stderr: text_from_cut(&stderr, cut).trim().to_owned(),
             cpu: exit.map_or(Duration::ZERO, |exit| exit.cpu) + stray_cpu,
         })
@@ -340,6 +355,13 @@ fn failure_of(finished: &Finished) -> Option<TaskError> {
     Some(TaskError { code: ErrorCode::TaskError, message })
 }
 
+/// The text of an output whose beginning may have been cut off inside a character.
+fn text_from_cut(bytes: &[u8], cut: bool) -> String {
+    let is_inside = |byte: &&u8| **byte & 0b1100_0000 == 0b1000_0000;
+    let skip = if cut { bytes.iter().take(3).take_while(is_inside).count() } else { 0 };
+    String::from_utf8_lossy(&bytes[skip..]).into_owned()
+}
+
 #[derive(serde::Serialize)]
 struct RunOutput<'a> {
     exit_code: Option<i32>,
@@ -362,32 +384,32 @@ fn run_output(exit_code: Option<i32>, stdout: &str, truncated: bool) -> String {
     }
 }
 
-fn run_outcome(finished: &Finished) -> Result<String, Failure> {
+fn run_outcome(finished: &Finished, log: &Log) -> Result<String, Failure> {
     if let Some(stop) = finished.stop {
         return Err(stop.into());
     }
-    let (bytes, truncated) = &finished.stdout;
+    let (bytes, truncated) = log.last(Stream::Stdout, RUN_STDOUT_BYTES);
     // As a shell does it: 128 + the signal.
     let code = finished.exit.and_then(|exit| exit.code().or_else(|| Some(128 + exit.signal()?)));
-    let result = run_output(code, &text_from_cut(bytes, *truncated), *truncated);
+    let result = run_output(code, &text_from_cut(&bytes, truncated), truncated);
     match failure_of(finished) {
         None => Ok(result),
         Some(error) => Err(Failure::Failed { error, result: Some(result) }),
     }
 }
 
-fn own_outcome(finished: &Finished, most_bytes: usize) -> Result<String, Failure> {
+fn own_outcome(finished: &Finished, log: &Log, most_bytes: usize) -> Result<String, Failure> {
     if let Some(stop) = finished.stop {
         return Err(stop.into());
     }
     if let Some(error) = failure_of(finished) {
         return Err(Failure::Failed { error, result: None });
     }
-    let (bytes, truncated) = &finished.stdout;
-    if *truncated || bytes.len() > most_bytes {
-        return Err(super::too_large(bytes.len(), most_bytes));
+    let (bytes, truncated) = log.last(Stream::Stdout, most_bytes);
+    if truncated {
+        return Err(super::too_large(log.written(Stream::Stdout), most_bytes));
     }
-    let text = String::from_utf8_lossy(bytes);
+    let text = String::from_utf8_lossy(&bytes);
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return Ok("null".to_owned());
@@ -404,4 +426,16 @@ fn not_started(program: &str, error: &io::Error) -> Failure {
     let error =
         TaskError { code: ErrorCode::TaskError, message: format!("cannot start {program:?}: {error}") };
     Failure::Failed { error, result: Some(run_output(Some(code), "", false)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_cut_in_two_is_left_out() {
+        assert_eq!(text_from_cut(&"é!".as_bytes()[1..], true), "!");
+        assert_eq!(text_from_cut("é!".as_bytes(), false), "é!");
+        assert_eq!(text_from_cut(b"\x80!", false), "\u{fffd}!");
+    }
 }

@@ -8,7 +8,6 @@
 
 mod blame;
 pub mod burn;
-mod capture;
 mod child;
 pub mod command;
 pub mod fib;
@@ -69,9 +68,8 @@ impl Failure {
 }
 
 /// A result of `bytes` bytes or more is over the bound.
-pub(crate) fn too_large(bytes: usize, most_bytes: usize) -> Failure {
-    let message =
-        format!("the result has {bytes} bytes or more, at most {most_bytes} are kept: store it elsewhere");
+pub(crate) fn too_large(bytes: u64, most_bytes: usize) -> Failure {
+    let message = format!("the result has {bytes} bytes, at most {most_bytes} are kept: store it elsewhere");
     Failure::new(ErrorCode::ResultTooLarge, message)
 }
 

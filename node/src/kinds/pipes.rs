@@ -1,7 +1,11 @@
 //! The pipes to a program: fed and read without ever blocking, until it has ended or has to be stopped.
 
-use super::{capture::Capture, child::Leader};
-use crate::cancel::{Cancel, Stop};
+use super::child::Leader;
+use crate::{
+    cancel::{Cancel, Stop},
+    log::Log,
+};
+use protocol::log::Stream;
 use rustix::{
     buffer::spare_capacity,
     event::{PollFd, PollFlags, poll},
@@ -24,8 +28,7 @@ pub(super) struct Pipes<'a> {
     input: &'a [u8],
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
-    pub(super) kept_stdout: Capture,
-    pub(super) kept_stderr: Capture,
+    log: &'a Log,
     buffer: Vec<u8>,
     /// The program's ends of its output. Kept open, so that they are not closed by its end: that would wake
     /// this thread for every one of them, and it is to be woken once.
@@ -47,18 +50,9 @@ fn pipe(ours_reads: bool) -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl<'a> Pipes<'a> {
-    /// Pipes to a program that is to be fed `input`.
-    pub(super) const fn new(input: &'a [u8], kept_stdout: Capture, kept_stderr: Capture) -> Self {
-        Self {
-            stdin: None,
-            input,
-            stdout: None,
-            stderr: None,
-            kept_stdout,
-            kept_stderr,
-            buffer: Vec::new(),
-            theirs: None,
-        }
+    /// Pipes to a program that is to be fed `input`; what it prints goes to `log`.
+    pub(super) const fn new(input: &'a [u8], log: &'a Log) -> Self {
+        Self { stdin: None, input, stdout: None, stderr: None, log, buffer: Vec::new(), theirs: None }
     }
 
     /// Opens them and starts the program by `start`, which gets its standard input, output and error.
@@ -108,10 +102,10 @@ impl<'a> Pipes<'a> {
             if ready.stdin {
                 self.feed();
             }
-            if ready.stdout && !read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
+            if ready.stdout && !self.read_stdout() {
                 self.stdout = None;
             }
-            if ready.stderr && !read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
+            if ready.stderr && !self.read_stderr() {
                 self.stderr = None;
             }
         }
@@ -167,13 +161,21 @@ impl<'a> Pipes<'a> {
     /// hold the other end.
     pub(super) fn take_the_rest(&mut self) {
         let mut left = REST_BYTES / BUFFER_BYTES;
-        while left > 0 && read_some(self.stdout.as_ref(), &mut self.buffer, &mut self.kept_stdout) {
+        while left > 0 && self.read_stdout() {
             left -= 1;
         }
         let mut left = REST_BYTES / BUFFER_BYTES;
-        while left > 0 && read_some(self.stderr.as_ref(), &mut self.buffer, &mut self.kept_stderr) {
+        while left > 0 && self.read_stderr() {
             left -= 1;
         }
+    }
+
+    fn read_stdout(&mut self) -> bool {
+        read_some(self.stdout.as_ref(), &mut self.buffer, self.log, Stream::Stdout)
+    }
+
+    fn read_stderr(&mut self) -> bool {
+        read_some(self.stderr.as_ref(), &mut self.buffer, self.log, Stream::Stderr)
     }
 }
 
@@ -186,13 +188,13 @@ struct Ready {
 }
 
 /// Reads once; false if there is nothing now, or never will be.
-fn read_some(from: Option<&impl AsFd>, buffer: &mut Vec<u8>, to: &mut Capture) -> bool {
+fn read_some(from: Option<&impl AsFd>, buffer: &mut Vec<u8>, log: &Log, stream: Stream) -> bool {
     let Some(from) = from else { return false };
     buffer.clear();
     buffer.reserve_exact(BUFFER_BYTES);
     match rustix::io::read(from, spare_capacity(buffer)) {
         Ok(1..) => {
-            to.push(buffer);
+            log.push(stream, buffer);
             true
         }
         Err(rustix::io::Errno::INTR) => true,

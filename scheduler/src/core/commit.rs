@@ -47,7 +47,11 @@ impl Core {
             self.store.done(&op);
             match op {
                 Op::TaskAccepted(record) => self.accepted(now, record.id, out),
-                Op::TaskEnded { task, .. } => self.end_written(task.id, out),
+                Op::TaskEnded { task, log, .. } => {
+                    self.end_written(task.id, out);
+                    self.log_written(task.id, log.as_deref());
+                }
+                Op::TaskLog { task, log } => self.log_written(task, Some(&log)),
                 _ => {}
             }
         }
@@ -172,7 +176,9 @@ impl Core {
                 // Of a task that has ended meanwhile, its end says all.
                 Op::TaskAccepted(record) => self.live(record.id).is_some(),
                 Op::TaskDispatched { task, .. } | Op::TaskRequeued { task, .. } => self.live(*task).is_some(),
-                Op::TaskEnded { .. } | Op::NodeRegistered(_) | Op::NodeGone { .. } => true,
+                Op::TaskEnded { .. } | Op::TaskLog { .. } | Op::NodeRegistered(_) | Op::NodeGone { .. } => {
+                    true
+                }
             };
             if wanted {
                 self.emit(op, out);

@@ -82,12 +82,17 @@ impl Core {
             task.cpu_ms = Some(whole_ms(cpu_ms));
         }
         let stored = live.stored != Stored::No;
+        let log = if stored { self.log_to_write(id) } else { None };
+        let winner = end.ran.map(|(run, node, ..)| (run, node));
         let before = if end.ran.is_some() { TaskState::Running } else { live.state() };
         let result_bytes = task.result.as_ref().map_or(0, |result| result.get().len() as u64);
         let mut ended = Ended {
             task: Arc::new(task),
             client: live.record.client,
-            winner: end.ran.map(|(run, node, ..)| (run, node)),
+            winner,
+            last_run: winner.or_else(|| live.life.current().map(|last| (last.run, last.node))),
+            stored,
+            log: log.clone(),
             writing: stored,
             // Whoever has a 202 was told of a stored task: its end is told from the store too.
             durable: live.durable || live.promised && stored,
@@ -99,7 +104,7 @@ impl Core {
             self.answer_ended(&mut ended, out);
         }
         if stored {
-            let op = Op::TaskEnded { task: Arc::clone(&ended.task), client: ended.client };
+            let op = Op::TaskEnded { task: Arc::clone(&ended.task), client: ended.client, log };
             self.tasks.insert(id, Entry::Ended(Box::new(ended)));
             self.write(op, out);
             return;
@@ -121,6 +126,7 @@ impl Core {
             let Some((oldest, bytes)) = self.ended_memory.pop_front() else { return };
             self.ended_memory_bytes -= bytes;
             self.tasks.remove(&oldest);
+            self.logs.take(oldest);
             self.expired.insert(oldest);
             self.expired_order.push_back(oldest);
             if self.expired_order.len() > EXPIRED_KEPT

@@ -2,19 +2,21 @@
 //!
 //! Parts: [`submit`] accepts tasks and attaches callers, [`commit`] keeps the order of write and answer,
 //! [`runs`] follows a task's runs and [`end`] ends it, [`nodes`] and [`channel`] follow nodes, [`kinds`] knows what they
-//! can do, [`dispatch`] brings the two together, [`read`] shows all of it.
+//! can do, [`dispatch`] brings the two together, [`log`] follows what tasks print, [`read`] shows all of it.
 
 mod channel;
 mod commit;
 mod dispatch;
 mod end;
 mod kinds;
+mod log;
 mod nodes;
 mod read;
 mod runs;
 mod state;
 mod submit;
 
+pub use log::LogPlace;
 pub use read::TaskFilter;
 
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
     event::{Event, Now, ReplyId},
     idempotency::Keys,
     index::Index,
+    logs::Logs,
     node::{self, Node},
     queue::{Class, KindId, Queue},
     rates::Rate,
@@ -88,6 +91,7 @@ pub struct Core {
     ended_stored: VecDeque<TaskId>,
     expired: BTreeSet<TaskId>,
     expired_order: VecDeque<TaskId>,
+    logs: Logs,
 
     nodes: BTreeMap<NodeId, Node>,
     /// Whether this master is about to end.
@@ -135,6 +139,7 @@ impl Core {
             ended_stored: VecDeque::new(),
             expired: BTreeSet::new(),
             expired_order: VecDeque::new(),
+            logs: Logs::default(),
             nodes: BTreeMap::new(),
             going_away: false,
             alive: 0,

@@ -305,7 +305,8 @@ impl Core {
             let message = "its node ran out of memory, and this was its largest task".to_owned();
             let outcome = Outcome::Failed(TaskError { code: ErrorCode::OutOfMemory, message });
             let (run_ms, cpu_ms) = (0.0, 0.0);
-            let ended = RunEnded { node: id, task, run, outcome, result: None, run_ms, cpu_ms, sample: None };
+            let (result, sample, log) = (None, None, None);
+            let ended = RunEnded { node: id, task, run, outcome, result, run_ms, cpu_ms, sample, log };
             self.settle(now, ended, out);
         }
         self.lose(now, id, &why, out);

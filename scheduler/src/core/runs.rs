@@ -24,7 +24,7 @@ const TIMEOUT_GRACE_US: u64 = 10_000_000;
 const STOP_GRACE_US: u64 = 30_000_000;
 
 impl Core {
-    pub(super) fn run_ended(&mut self, now: Now, ended: RunEnded, out: &mut Vec<Effect>) {
+    pub(super) fn run_ended(&mut self, now: Now, mut ended: RunEnded, out: &mut Vec<Effect>) {
         let (node, run) = (ended.node, ended.run);
         self.heard(now, node, out);
         let Some(state) = self.nodes.get_mut(&node) else { return };
@@ -48,6 +48,7 @@ impl Core {
             }
             _ => {}
         }
+        self.late_log(ended.task, (run, node), ended.log.take(), out);
         if !(stopped && ended.outcome == Outcome::Cancelled) {
             self.counts.late += 1;
             out.push(Effect::Changed(Change::LateResult { node }));
@@ -67,7 +68,8 @@ impl Core {
     }
 
     pub(super) fn settle(&mut self, now: Now, ended: RunEnded, out: &mut Vec<Effect>) {
-        let RunEnded { node, task: id, run, outcome, result, run_ms, cpu_ms, .. } = ended;
+        let RunEnded { node, task: id, run, outcome, result, run_ms, cpu_ms, log, .. } = ended;
+        self.keep_log(id, run, log);
         let ran = Some((run, node, run_ms, cpu_ms));
         match outcome {
             Outcome::Succeeded => {

@@ -6,6 +6,7 @@ use crate::{
     estimate::{Estimate, Size},
     event::{ClientId, ReplyId},
     explain::Decision,
+    logs::TaskLog,
     queue::{Class, Item},
     record::{Op, TaskRecord},
     task::Life,
@@ -79,6 +80,12 @@ pub(super) struct Ended {
     pub(super) client: ClientId,
     /// The run whose result was taken, and its node: told when the result is safe.
     pub(super) winner: Option<(RunId, NodeId)>,
+    /// The winner, or the run that was told to stop when the task ended without one.
+    pub(super) last_run: Option<(RunId, NodeId)>,
+    /// Whether the store has it, or will.
+    pub(super) stored: bool,
+    /// Its log, until the store has it.
+    pub(super) log: Option<Arc<TaskLog>>,
     /// Whether its end is still being written.
     pub(super) writing: bool,
     /// Whether callers are told only once it is written.
@@ -125,10 +132,12 @@ impl Store {
     pub(super) fn bytes_of(op: &Op) -> u64 {
         match op {
             Op::TaskAccepted(record) => bytes_of(&record.spec),
-            Op::TaskEnded { task, .. } => {
+            Op::TaskLog { log, .. } => OP_BYTES + log.tails.len() as u64,
+            Op::TaskEnded { task, log, .. } => {
                 let length =
                     |json: &Option<protocol::task::Json>| json.as_ref().map_or(0, |json| json.get().len());
-                OP_BYTES + (length(&task.input) + length(&task.result)) as u64
+                let log_bytes = log.as_ref().map_or(0, |log| log.tails.len());
+                OP_BYTES + (length(&task.input) + length(&task.result) + log_bytes) as u64
             }
             _ => OP_BYTES,
         }

@@ -331,6 +331,7 @@ impl World {
             run_ms: 10.0,
             cpu_ms: 10.0,
             sample: None,
+            log: None,
         })));
     }
 

@@ -2,7 +2,11 @@
 
 use crate::close::CloseReason;
 use bytes::Bytes;
-use protocol::{NodeId, RunId, work::Run};
+use protocol::{
+    NodeId, RunId,
+    log::{Stream, Tail},
+    work::Run,
+};
 
 /// Bounds of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +21,31 @@ pub struct Config {
     /// Bytes of results kept; when full, new runs are handed back. What already runs may pass it by its
     /// own results.
     pub max_kept_bytes: usize,
+    /// Bytes of what ended runs have printed that are kept until their results are committed; past it the
+    /// oldest are dropped. Results are not.
+    pub max_kept_log_bytes: usize,
+}
+
+/// What a running program has printed, from some offset on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogPiece {
+    /// At most `protocol::log::LOG_PIECE_BYTES`; empty if there is nothing yet.
+    pub tail: Tail,
+    /// How much it has printed so far.
+    pub end: u64,
 }
 
 impl Config {
     /// The bounds of a node with so many slots: as many runs may wait as run, at least 16.
     #[must_use]
     pub fn new(slots: u32) -> Self {
-        Self { slots, max_waiting: slots.max(16), max_runs: 8_192, max_kept_bytes: 64 * 1024 * 1024 }
+        Self {
+            slots,
+            max_waiting: slots.max(16),
+            max_runs: 8_192,
+            max_kept_bytes: 64 * 1024 * 1024,
+            max_kept_log_bytes: 16 * 1024 * 1024,
+        }
     }
 }
 
@@ -59,6 +81,19 @@ pub enum Effect {
     Start(Box<Run>, Bytes),
     /// Stop this run; it is still answered by [`Session::ended`](super::Session::ended), once its slot is free.
     Cancel(RunId),
+    /// Read what this run, which has started, has printed; answered by
+    /// [`Session::log_read`](super::Session::log_read). Where there is nothing yet, the next that comes is told by
+    /// [`Session::printed`](super::Session::printed).
+    ReadLog {
+        /// Which read.
+        read: u64,
+        /// The hand-out.
+        run: RunId,
+        /// Which stream.
+        stream: Stream,
+        /// From here on.
+        offset: u64,
+    },
     /// Call [`Session::tick`](super::Session::tick) at this time (monotonic microseconds); replaces the time named before.
     WakeAt(u64),
     /// End the process, after what was sent is written or a second has passed.

@@ -29,6 +29,7 @@ impl Session {
             }
             ToNode::Committed(committed) => {
                 for run in committed.runs {
+                    self.reads.look(run, None);
                     if self.runs.committed(run) {
                         out.push(Effect::Cancel(run));
                     }
@@ -38,6 +39,7 @@ impl Session {
                 self.drain(now_us, false, deadline_ms);
             }
             ToNode::Resume(_) if !self.own_drain() => self.draining = None,
+            ToNode::LogRead(asked) => self.log_asked(now_us, asked),
             ToNode::Drain(_) | ToNode::Resume(_) => {}
         }
     }

@@ -3,27 +3,30 @@
 //! The life of a connection: register → connect → say hello → wait for the welcome → open; from anywhere
 //! back to a jittered back-off, and to registering again when the master does not know the node.
 //! The life of a run: taken → (waits for a slot) → started → ended, its result kept → committed; or handed
-//! back. `runs` keeps these, `drain` ends them
-//! early, `hear` does what the master says, and this module keeps the connection.
+//! back. `runs` keeps these, `drain` ends them early, `logs` answers who reads what they print, `hear` does what
+//! the master says, and this module keeps the connection.
 
 mod drain;
 mod effect;
 mod hear;
+mod logs;
 mod runs;
 
 pub use drain::LEAVE_GRACE_US;
-pub use effect::{Bearer, Config, ConnectFailure, Effect, ExitReason, RegisterFailure};
+pub use effect::{Bearer, Config, ConnectFailure, Effect, ExitReason, LogPiece, RegisterFailure};
+pub use logs::{LOG_WINDOW_BYTES, MAX_LOG_READS, MAX_LOG_WAIT_MS};
 pub use runs::Ended;
 
 use crate::{backoff::Backoff, close::CloseReason, outbox::Outbox};
 use bytes::Bytes;
 use drain::Draining;
+use logs::Reads;
 use protocol::{
     BootId, NodeId, RunId, TaskId,
     frame::split_frames,
     work::{HandBack, Hello, PING_INTERVAL_MS, RunRef, ToMaster, ToNode, VERSION},
 };
-use runs::Runs;
+use runs::{Runs, Unsent};
 
 /// The welcome must come within this after the channel opened.
 pub const WELCOME_TIMEOUT_US: u64 = 5_000_000;
@@ -64,6 +67,8 @@ pub struct Session {
     report_interval_ms: u64,
     backoff: Backoff,
     runs: Runs,
+    /// Reads of this channel.
+    reads: Reads,
     draining: Option<Draining>,
     /// Whether our own drain is still to be told on this channel.
     tell_draining: bool,
@@ -86,6 +91,7 @@ impl Session {
             report_interval_ms: 500,
             backoff: Backoff::new(250, 2_000),
             runs: Runs::new(config),
+            reads: Reads::default(),
             draining: None,
             tell_draining: false,
             handbacks: Vec::new(),
@@ -146,6 +152,7 @@ impl Session {
             self.last_heard_us = now_us;
             self.waiting_bytes = 0;
             self.outbox.clear();
+            self.reads.clear();
             // What the list does not hold is handed back already by not being in it.
             self.handbacks.clear();
             self.tell_draining = false;
@@ -189,6 +196,7 @@ impl Session {
             _ => return,
         }
         self.outbox.clear();
+        self.reads.clear();
         self.waiting_bytes = 0;
         self.phase = Phase::ConnectAt { us: now_us.saturating_add(self.backoff.fail(fraction)) };
         self.settle(now_us, out);
@@ -232,12 +240,14 @@ impl Session {
     /// Its result goes out with the next [`Session::flush`].
     pub fn ended(&mut self, now_us: u64, run: RunId, ended: Ended, out: &mut Vec<Effect>) {
         self.runs.ended(run, ended);
+        self.reads.look(run, None);
         self.settle(now_us, out);
     }
 
     /// A started run could not be run here (its kind is not here, the agent is at fault): it goes back to
     /// the master and costs no attempt.
     pub fn gave_back(&mut self, now_us: u64, run: RunId, reason: &str, out: &mut Vec<Effect>) {
+        self.reads.look(run, None);
         if let Some(back) = self.runs.gave_back(run) {
             let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
             self.hand_back(&reason, [back]);
@@ -276,6 +286,7 @@ impl Session {
                 } else if now_us >= due_us {
                     self.close(CloseReason::Silent, out);
                 }
+                self.log_waits_over(now_us);
             }
             _ => {}
         }
@@ -308,10 +319,15 @@ impl Session {
             }
         }
         while self.waiting_bytes.saturating_add(self.outbox.bytes()) < WINDOW_BYTES {
-            let Some((header, body)) = self.runs.next_unsent(epoch) else { break };
+            let Some(Unsent { header, body, log }) = self.runs.next_unsent(epoch) else { break };
+            if let Some(tails) = log {
+                self.send_tails(header.run, &tails);
+            }
             self.outbox.put(|message| ToMaster::Result(header, body).put(message));
         }
+        self.serve_reads(out);
         self.send_gathered(out);
+        self.schedule(out);
     }
 
     /// Whether the greeting is done.
@@ -413,6 +429,7 @@ impl Session {
             return;
         }
         for (header, input) in self.runs.startable(now_us) {
+            self.reads.look(header.run, None);
             out.push(Effect::Start(Box::new(header), input));
         }
         if let Some(mut drain) = self.draining {
@@ -429,7 +446,10 @@ impl Session {
         let phase = match self.phase {
             Phase::RegisterAt { us, .. } | Phase::ConnectAt { us } => Some(us),
             Phase::Greeting { until_us } => Some(until_us),
-            Phase::Open { .. } => Some(self.last_heard_us.saturating_add(SILENCE_US)),
+            Phase::Open { .. } => {
+                let silence_us = self.last_heard_us.saturating_add(SILENCE_US);
+                Some(self.reads.wake_us().map_or(silence_us, |read_us| read_us.min(silence_us)))
+            }
             _ => None,
         };
         let drain = self.draining.and_then(|drain| match drain.give_up_us {

@@ -4,6 +4,7 @@ use super::Config;
 use bytes::Bytes;
 use protocol::{
     RunId, TaskId,
+    log::Tails,
     node::CpuSampleFields,
     task::{ErrorCode, MAX_RESULT_BYTES, TaskError},
     work::{Outcome, Run, RunRef, RunResult},
@@ -29,6 +30,29 @@ pub struct Ended {
     pub cpu_ms: f64,
     /// A fresh CPU sample, where there is one.
     pub sample: Option<CpuSampleFields>,
+    /// The end of what it printed; none if it printed nothing.
+    pub log: Option<Box<Tails>>,
+}
+
+/// A result to send, with what has to go before it.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pub(super) header: RunResult,
+    pub(super) body: Bytes,
+    pub(super) log: Option<Tails>,
+}
+
+/// Where the log of a run is.
+#[derive(Debug)]
+pub(super) enum LogPlace<'a> {
+    /// The run has not started.
+    Waiting,
+    /// With the executor.
+    Running,
+    /// Here: it has ended.
+    Kept(Option<&'a Tails>),
+    /// The run is not here.
+    Unknown,
 }
 
 /// Why a run was not taken.
@@ -61,6 +85,7 @@ struct Waiting {
 struct Kept {
     header: RunResult,
     body: Bytes,
+    log: Option<Box<Tails>>,
 }
 
 /// What a node has taken. A run is in at most one of `active` and `kept`; `waiting` holds exactly the active
@@ -72,6 +97,9 @@ pub(super) struct Runs {
     waiting: VecDeque<Waiting>,
     kept: BTreeMap<RunId, Kept>,
     kept_bytes: usize,
+    /// Kept runs with a log, oldest first; some may be gone.
+    with_log: VecDeque<RunId>,
+    kept_log_bytes: usize,
     unsent: VecDeque<RunId>,
     forgotten: HashSet<RunId>,
     forgotten_order: VecDeque<RunId>,
@@ -91,6 +119,8 @@ impl Runs {
             waiting: VecDeque::new(),
             kept: BTreeMap::new(),
             kept_bytes: 0,
+            with_log: VecDeque::new(),
+            kept_log_bytes: 0,
             unsent: VecDeque::new(),
             forgotten: HashSet::new(),
             forgotten_order: VecDeque::new(),
@@ -148,7 +178,7 @@ impl Runs {
 
     /// Why a run of so many slots cannot be taken.
     fn full(&self, need: u32) -> Option<String> {
-        let Config { slots, max_waiting, max_runs, max_kept_bytes } = self.config;
+        let Config { slots, max_waiting, max_runs, max_kept_bytes, .. } = self.config;
         if need > slots {
             return Some(format!("it takes {need} slots, the node has {slots}"));
         }
@@ -189,7 +219,7 @@ impl Runs {
             Some(_) => {
                 self.waiting.retain(|waiting| waiting.header.run != run);
                 let (outcome, result) = (Outcome::Cancelled, Bytes::new());
-                self.ended(run, Ended { outcome, result, run_ms: 0.0, cpu_ms: 0.0, sample: None });
+                self.ended(run, Ended { outcome, result, run_ms: 0.0, cpu_ms: 0.0, sample: None, log: None });
                 false
             }
             None => false,
@@ -200,6 +230,8 @@ impl Runs {
     pub(super) fn committed(&mut self, run: RunId) -> bool {
         if let Some(kept) = self.kept.remove(&run) {
             self.kept_bytes -= kept.body.len() + KEPT_OVERHEAD_BYTES;
+            self.kept_log_bytes -= kept.log.map_or(0, |log| log.len());
+            while self.with_log.pop_front_if(|run| !self.kept.contains_key(run)).is_some() {}
             self.forget(run);
             return false;
         }
@@ -224,7 +256,7 @@ impl Runs {
         if active.unwanted {
             return self.forget(run);
         }
-        let Ended { mut outcome, mut result, run_ms, cpu_ms, sample } = ended;
+        let Ended { mut outcome, mut result, run_ms, cpu_ms, sample, log } = ended;
         if result.len() > MAX_RESULT_BYTES {
             outcome = Outcome::Failed(TaskError {
                 code: ErrorCode::ResultTooLarge,
@@ -241,8 +273,35 @@ impl Runs {
         let (run_ms, cpu_ms) = (finite(run_ms), finite(cpu_ms));
         let header = RunResult { epoch: 0, task: active.task, run, outcome, run_ms, cpu_ms, sample };
         self.kept_bytes += result.len() + KEPT_OVERHEAD_BYTES;
-        self.kept.insert(run, Kept { header, body: result });
+        if let Some(log) = &log {
+            self.kept_log_bytes += log.len();
+            self.with_log.push_back(run);
+        }
+        self.kept.insert(run, Kept { header, body: result, log });
         self.unsent.push_back(run);
+        self.drop_logs();
+    }
+
+    /// Past the bound the oldest logs go.
+    fn drop_logs(&mut self) {
+        while self.kept_log_bytes > self.config.max_kept_log_bytes
+            || self.with_log.len() > self.config.max_runs
+        {
+            let Some(run) = self.with_log.pop_front() else { return };
+            if let Some(log) = self.kept.get_mut(&run).and_then(|kept| kept.log.take()) {
+                self.kept_log_bytes -= log.len();
+            }
+        }
+    }
+
+    /// Where the log of this run is.
+    pub(super) fn log_of(&self, run: RunId) -> LogPlace<'_> {
+        match (self.active.get(&run), self.kept.get(&run)) {
+            (Some(active), _) if active.started => LogPlace::Running,
+            (Some(_), _) => LogPlace::Waiting,
+            (None, Some(kept)) => LogPlace::Kept(kept.log.as_deref()),
+            (None, None) => LogPlace::Unknown,
+        }
     }
 
     /// A started run goes back; `None` if it is unknown or was finished with while it ran.
@@ -280,14 +339,15 @@ impl Runs {
     }
 
     /// The next result to send, stamped with this epoch.
-    pub(super) fn next_unsent(&mut self, epoch: u64) -> Option<(RunResult, Bytes)> {
+    pub(super) fn next_unsent(&mut self, epoch: u64) -> Option<Unsent> {
         while let Some(run) = self.unsent.pop_front() {
             if let Some(kept) = self.kept.get_mut(&run) {
                 let mut header = kept.header.clone();
                 header.epoch = epoch;
                 // A sample is fresh only once.
                 kept.header.sample = None;
-                return Some((header, kept.body.clone()));
+                let log = kept.log.as_deref().cloned();
+                return Some(Unsent { header, body: kept.body.clone(), log });
             }
         }
         None

@@ -73,6 +73,8 @@ impl World {
                     self.nodes[at].cancel(run);
                     self.agenda.after(20_000, Ev::RunEnds(at, life, run));
                 }
+                // Nobody reads logs of running tasks here.
+                Effect::ReadLog { .. } => {}
                 Effect::WakeAt(us) => self.agenda.at(us, Ev::NodeWake(at, life)),
                 Effect::Exit(_) => self.kill_node(now_us, at),
             }

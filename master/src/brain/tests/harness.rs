@@ -2,7 +2,7 @@
 
 use crate::{
     brain::{Brain, BrainError, FromSocket, OpenLink, Replies, Running, Teller, ToSocket},
-    store::{self, Doing, EndedTask, Store, StoreError, StoredPool, StoredToken},
+    store::{self, Doing, EndedTask, Store, StoreError, StoredPiece, StoredPool, StoredToken},
 };
 use bytes::{Bytes, BytesMut};
 use protocol::{
@@ -10,6 +10,7 @@ use protocol::{
     auth::TokenInfo,
     frame::split_frames,
     kinds::built_in,
+    log::Stream,
     node::NodeRegistration,
     pool::PoolSpec,
     task::{Durability, Json, TaskSpec, TaskState},
@@ -79,6 +80,9 @@ impl Store for Probe {
     }
     fn ended_tasks<'a>(&'a self, filter: &'a TaskFilter, full: bool) -> Doing<'a, Vec<EndedTask>> {
         self.inner.ended_tasks(filter, full)
+    }
+    fn task_log(&self, id: TaskId, stream: Stream, from: u64) -> Doing<'_, Option<StoredPiece>> {
+        self.inner.task_log(id, stream, from)
     }
     fn put_token<'a>(&'a self, hash: &'a [u8; 32], info: &'a TokenInfo) -> Doing<'a, ()> {
         self.inner.put_token(hash, info)
