@@ -45,6 +45,15 @@ impl Client {
         self.transport.call(Call::new(Method::GET, ["v1", "tokens"])).await?.json()
     }
 
+    /// `GET /v1/tokens/current`: what is known of the token that this client has. 404 if the master serves
+    /// without tokens.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn current_token(&self) -> Result<TokenInfo, Error> {
+        self.transport.call(Call::new(Method::GET, ["v1", "tokens", "current"])).await?.json()
+    }
+
     /// `DELETE /v1/tokens/{id}`: it is not valid any more.
     ///
     /// # Errors
@@ -60,6 +69,16 @@ impl Client {
     /// See [`Error`].
     pub async fn livez(&self) -> Result<(), Error> {
         self.transport.call(Call::new(Method::GET, ["livez"]).retry(Policy::NEVER)).await.map(drop)
+    }
+
+    /// The master's wall clock, in whole seconds, by the `Date` of its answer to `GET /livez`; `None` if it
+    /// does not say. One attempt.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn wall_clock(&self) -> Result<Option<std::time::SystemTime>, Error> {
+        let answer = self.transport.call(Call::new(Method::GET, ["livez"]).retry(Policy::NEVER)).await?;
+        Ok(answer.date())
     }
 
     /// `GET /readyz`: the master serves. One attempt.

@@ -4,7 +4,7 @@ use crate::{Error, Token, config::ClientConfig, tls};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, RETRY_AFTER},
 };
 use protocol::{Problem, problem::PROBLEM_JSON};
 use reqwest::Url;
@@ -16,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Most bytes of an answer that is read whole.
@@ -110,10 +110,16 @@ impl<'a> Call<'a> {
 pub(crate) struct Answer {
     url: String,
     status: u16,
+    date: Option<SystemTime>,
     body: Bytes,
 }
 
 impl Answer {
+    /// The server's wall clock, in whole seconds; `None` if it does not say.
+    pub(crate) const fn date(&self) -> Option<SystemTime> {
+        self.date
+    }
+
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|error| Error::Answer {
             url: self.url.clone(),
@@ -343,6 +349,8 @@ impl Transport {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|text| text.trim().parse::<u32>().ok());
+        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        let date = date.and_then(|text| httpdate::parse_http_date(text).ok());
         let is_problem = response
             .headers()
             .get(CONTENT_TYPE)
@@ -358,7 +366,7 @@ impl Transport {
             body.extend_from_slice(&part);
         }
         if status.is_success() {
-            return Ok(Answer { url: url_text, status: status.as_u16(), body: body.freeze() });
+            return Ok(Answer { url: url_text, status: status.as_u16(), date, body: body.freeze() });
         }
         if is_problem && let Ok(mut problem) = serde_json::from_slice::<Problem>(&body) {
             problem.status = status.as_u16();

@@ -110,6 +110,12 @@ impl Cluster {
         fs::read_to_string(self.state.path().join("admin.token")).unwrap().trim().to_owned()
     }
 
+    /// Its state directory, with context and tokens.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
     /// The `evenkeel` command against this cluster.
     #[must_use]
     pub fn command(&self) -> Command {

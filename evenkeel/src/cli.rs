@@ -1,7 +1,7 @@
 //! The command line: one description for flags, environment and `evenkeel.toml`.
 
 use crate::{
-    commands::{burn, demo, image, kinds, manager, master, node, status, submit, task, token, up},
+    commands::{burn, demo, doctor, image, kinds, manager, master, node, status, submit, task, token, up},
     connect,
 };
 use clap::{
@@ -102,6 +102,8 @@ pub(crate) enum Command {
     /// The image of nodes
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Check this machine and the cluster, and say what to do
+    Doctor(doctor::DoctorArgs),
     /// Use CPU (and memory), for trying things
     Burn(burn::BurnArgs),
     /// Print the version

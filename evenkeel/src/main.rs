@@ -80,6 +80,7 @@ async fn run(cli: Cli, shutdown: Shutdown) -> Result<(), Failure> {
         Command::Kinds(args) => commands::kinds::run(&global, args).await,
         Command::Token(command) => commands::token::run(&global, command).await,
         Command::Image(command) => commands::image::run(command).await,
+        Command::Doctor(args) => commands::doctor::run(&global, args).await,
         Command::Burn(args) => commands::burn::run(args, &shutdown).await,
         Command::Version => output::data(format_args!("evenkeel {}", env!("CARGO_PKG_VERSION"))),
         Command::Completions(args) => {

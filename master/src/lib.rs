@@ -35,7 +35,7 @@ mod tls;
 pub use api::routes::{RouteInfo, routes};
 pub use config::{Config, Error, Tls};
 pub use run::run;
-pub use store::StoreError;
+pub use store::{LOCK as STORE_LOCK, Look as StoreLook, StoreError, look as look_at_store};
 pub use tls::Error as TlsError;
 
 /// Whether this name or address can stand in a certificate.

@@ -1,4 +1,7 @@
-//! How deep JSON from outside may nest, before anything recursive sees it.
+//! JSON from outside: how deep it may nest before anything recursive sees it, and whose fault it is.
+
+use crate::Problem;
+use serde::de::IgnoredAny;
 
 /// Deepest nesting of objects and arrays, of inputs as of results, so that whatever is taken can be shown.
 pub const MAX_DEPTH: usize = 128;
@@ -22,6 +25,27 @@ pub fn nests_too_deep(text: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// Whether a text that serde refused is JSON at all decides between 400 and 422: serde alone cannot
+/// tell, because it stops at the first fault, and calls a number that no float holds a syntax error.
+#[must_use]
+pub fn classify(text: &str, error: &serde_json::Error) -> Problem {
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Err(syntax) => Problem::malformed(format!("not JSON: {syntax}")),
+        Ok(IgnoredAny) => Problem::invalid(error.to_string()),
+    }
+}
+
+/// Refuses JSON that nests deeper than [`MAX_DEPTH`], before anything recursive sees it.
+///
+/// # Errors
+/// 400.
+pub fn check_depth(text: &str) -> Result<(), Problem> {
+    if nests_too_deep(text.as_bytes()) {
+        return Err(Problem::malformed(format!("the JSON nests deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 //!
 //! A tour:
 //! - [`ids`] and [`time`]: identifiers and the two clocks;
-//! - [`task`]: what a caller submits and gets back; [`batch`]: the same as a stream of lines;
+//! - [`task`]: what a caller submits and gets back; [`batch`]: the same as a stream of lines,
+//!   [`ndjson`]: these lines found in bytes; [`form`]: bounds that hold for every kind of work;
 //! - [`node`]: registration, reports and how a node is shown; [`pool`]: what a node-manager keeps;
 //! - [`status`]: the cluster as a whole; [`auth`]: scopes and tokens;
 //! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas; [`kinds_file`]: own kinds;
 //! - [`log`]: what tasks print;
 //! - [`frame`]: the framing of the work channel; [`work`]: the messages inside it;
-//! - [`problem`]: errors as RFC 9457 problem documents; [`json`]: how deep JSON from outside may nest.
+//! - [`problem`]: errors as RFC 9457 problem documents; [`json`]: JSON from outside.
 //!
 //! No I/O, no clock, no randomness. Unknown fields in what a client sends are refused
 //! (`deny_unknown_fields`), so that a misspelt field is an error and never a silent default;
@@ -16,12 +17,14 @@
 
 pub mod auth;
 pub mod batch;
+pub mod form;
 pub mod frame;
 pub mod ids;
 pub mod json;
 pub mod kinds;
 pub mod kinds_file;
 pub mod log;
+pub mod ndjson;
 pub mod node;
 pub mod pool;
 pub mod problem;

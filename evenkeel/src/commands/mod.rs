@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 pub(crate) mod burn;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod image;
 mod input;
 pub(crate) mod kinds;

@@ -9,7 +9,7 @@ use super::{
     app::{App, Replies},
     body::{self, check_media_type},
     failure::Failure,
-    lines::{Line, Lines},
+    lines::Lines,
     outflow::{Outflow, outflow},
     params, spec,
 };
@@ -24,6 +24,7 @@ use http::{HeaderValue, header};
 use protocol::{
     Problem, TaskId,
     batch::{BatchAnswer, BatchEvent, BatchLine},
+    ndjson::{Line, check_line, read_line},
     task::MAX_BODY_BYTES,
 };
 use scheduler::{
@@ -141,17 +142,7 @@ impl Stream {
 
     async fn take(&mut self, line: Line) {
         let Line { number, text } = line;
-        let text = match text {
-            Ok(text) => text,
-            Err(problem) => return self.fault(number, None, problem),
-        };
-        let parsed = std::str::from_utf8(&text)
-            .map_err(|error| Problem::malformed(format!("the line is not UTF-8: {error}")))
-            .and_then(|text| {
-                body::check_depth(text)?;
-                BatchLine::parse(text.as_bytes()).map_err(|error| body::classify(text, &error))
-            });
-        let mut line = match parsed {
+        let mut line = match text.and_then(|text| read_line(&text)) {
             Ok(line) => line,
             Err(problem) => return self.fault(number, None, problem),
         };
@@ -243,12 +234,9 @@ async fn submission(
     Mode { ack, detach }: Mode,
     line: BatchLine,
 ) -> Result<Box<Submission>, Problem> {
+    let durability = check_line(&line, ack || detach)?;
     let BatchLine { idempotency_key, spec, .. } = line;
-    if let Some(key) = &idempotency_key {
-        spec::check_key(key)?;
-    }
-    spec::check(app, &spec).await.map_err(|failure| failure.0)?;
-    let durability = spec::durability(spec.durability, ack || detach || idempotency_key.is_some())?;
+    spec::check_input(app, &spec).await.map_err(|failure| failure.0)?;
     let key = idempotency_key.map(|key| (Arc::from(key), spec::fingerprint(&spec)));
     Ok(Box::new(Submission {
         id: TaskId(uuid::Uuid::now_v7()),

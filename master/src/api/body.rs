@@ -9,10 +9,10 @@ use http::{HeaderMap, Uri, header, request::Parts};
 use http_body_util::BodyExt as _;
 use protocol::{
     Problem,
-    json::{MAX_DEPTH, nests_too_deep},
+    json::{check_depth, classify},
     task::MAX_BODY_BYTES,
 };
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// How long a JSON body may take to arrive.
@@ -111,23 +111,6 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_str(text).map_err(|error| classify(text, &error))
 }
 
-/// Whether a text that serde refused is JSON at all decides between 400 and 422: serde alone cannot
-/// tell, because it stops at the first fault, and calls a number that no float holds a syntax error.
-pub(crate) fn classify(text: &str, error: &serde_json::Error) -> Problem {
-    match serde_json::from_str::<IgnoredAny>(text) {
-        Err(syntax) => Problem::malformed(format!("not JSON: {syntax}")),
-        Ok(IgnoredAny) => Problem::invalid(error.to_string()),
-    }
-}
-
-/// Refuses JSON that nests deeper than [`MAX_DEPTH`], before anything recursive sees it.
-pub(crate) fn check_depth(text: &str) -> Result<(), Problem> {
-    if nests_too_deep(text.as_bytes()) {
-        return Err(Problem::malformed(format!("the JSON nests deeper than {MAX_DEPTH} levels")));
-    }
-    Ok(())
-}
-
 /// Reads the query; unknown names and wrong values are 422.
 pub(crate) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
     let Query(query) = Query::<T>::try_from_uri(uri)
@@ -166,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_nests_too_deep_is_400() {
-        assert_eq!(check_depth(&"[".repeat(MAX_DEPTH + 1)).unwrap_err().status, 400);
+        assert_eq!(check_depth(&"[".repeat(protocol::json::MAX_DEPTH + 1)).unwrap_err().status, 400);
     }
 
     #[test]

@@ -2,9 +2,8 @@
 
 use super::{body::no_room, intake::Held};
 use axum::body::Body;
-use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use protocol::Problem;
+use protocol::ndjson::{Line, Splitter};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -13,26 +12,10 @@ use tokio::time::Instant;
 const ROOM_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(20);
 
-/// One line, without its line end.
-#[derive(Debug)]
-pub(crate) struct Line {
-    /// From 1.
-    pub(crate) number: u64,
-    /// Its bytes, or why there are none.
-    pub(crate) text: Result<Bytes, Problem>,
-}
-
-/// Splits a body at `\n`; a `\r` before it is white space to JSON. Empty lines count and are left out.
+/// The lines of a body that are not empty.
 pub(crate) struct Lines {
     body: Body,
-    most: usize,
-    number: u64,
-    buffer: BytesMut,
-    // Bytes of the buffer that are known to hold no line end.
-    scanned: usize,
-    // Inside of a line that is given up, for this reason: its bytes are dropped until it ends.
-    skipping: Option<Problem>,
-    ended: bool,
+    splitter: Splitter,
     held: Held,
     // Since when there has been no room for the line.
     waiting: Option<Instant>,
@@ -42,83 +25,36 @@ pub(crate) struct Lines {
 impl Lines {
     /// Lines of at most `most` bytes; what is there of one that is not whole counts for `held`.
     pub(crate) fn new(body: Body, most: usize, held: Held) -> Self {
-        Self {
-            body,
-            most,
-            number: 0,
-            buffer: BytesMut::new(),
-            scanned: 0,
-            skipping: None,
-            ended: false,
-            held,
-            waiting: None,
-            room_within: ROOM_WITHIN,
-        }
+        Self { body, splitter: Splitter::new(most), held, waiting: None, room_within: ROOM_WITHIN }
     }
 
     /// The next line; `None` at the end. Cancel-safe: everything that was read stays in `self`.
     pub(crate) async fn next(&mut self) -> Result<Option<Line>, axum::Error> {
         loop {
-            while let Some(line) = self.split() {
-                if !matches!(&line.text, Ok(text) if text.trim_ascii().is_empty()) {
-                    return Ok(Some(line));
-                }
+            if let Some(line) = self.splitter.next_line() {
+                return Ok(Some(line));
             }
-            if self.ended {
+            if self.splitter.has_ended() {
                 return Ok(None);
             }
-            if !self.held.hold(self.buffer.len()) {
+            if !self.held.hold(self.splitter.held_bytes()) {
                 let since = *self.waiting.get_or_insert_with(Instant::now);
                 if since.elapsed() < self.room_within {
                     tokio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
                     continue;
                 }
-                self.skip(no_room());
+                self.splitter.skip(no_room());
             }
             self.waiting = None;
             match self.body.frame().await {
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
-                        self.buffer.extend_from_slice(&data);
+                        self.splitter.feed(&data);
                     }
                 }
-                None => self.ended = true,
+                None => self.splitter.end(),
             }
         }
-    }
-
-    fn split(&mut self) -> Option<Line> {
-        let end = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
-        let (length, line_end) = match end {
-            Some(at) => (self.scanned + at, 1),
-            None if self.ended && (self.skipping.is_some() || !self.buffer.is_empty()) => {
-                (self.buffer.len(), 0)
-            }
-            None => {
-                if self.skipping.is_some() || self.buffer.len() > self.most {
-                    self.skip(self.too_long());
-                }
-                self.scanned = self.buffer.len();
-                return None;
-            }
-        };
-        self.number += 1;
-        self.scanned = 0;
-        let text = self.buffer.split_to(length).freeze();
-        self.buffer.advance(line_end);
-        let given_up = self.skipping.take().or_else(|| (text.len() > self.most).then(|| self.too_long()));
-        Some(Line { number: self.number, text: given_up.map_or(Ok(text), Err) })
-    }
-
-    /// Drops what there is of this line and what will come of it; the first reason stays.
-    fn skip(&mut self, why: Problem) {
-        self.skipping.get_or_insert(why);
-        self.buffer = BytesMut::new();
-        self.scanned = 0;
-    }
-
-    fn too_long(&self) -> Problem {
-        Problem::too_large(format!("the line is over {} bytes", self.most))
     }
 }
 
@@ -127,6 +63,7 @@ impl Lines {
 mod tests {
     use super::*;
     use crate::api::intake::{self, Intake};
+    use bytes::Bytes;
 
     async fn lines(chunks: &[&'static str]) -> Vec<(u64, Result<String, u16>)> {
         let stream = futures_util::stream::iter(

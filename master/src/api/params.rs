@@ -1,5 +1,7 @@
 //! Small values in paths, queries and headers.
 
+pub(crate) use protocol::form::{check_labels, check_length, check_name};
+
 use super::failure::Failure;
 use http::HeaderMap;
 use protocol::{Problem, task::MAX_WAIT_MS};
@@ -62,43 +64,6 @@ pub(crate) fn flag(name: &str, value: Option<u8>) -> Result<bool, Failure> {
         Some(1) => Ok(true),
         Some(other) => Err(Problem::invalid(format!("{name} is {other}, must be 0 or 1")).into()),
     }
-}
-
-/// Whether this is a name of a node, pool or kind: 1 … 128 of `[A-Za-z0-9._-]`.
-pub(crate) fn check_name(field: &str, name: &str) -> Result<(), Problem> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if (1..=128).contains(&name.len()) && name.bytes().all(good) {
-        return Ok(());
-    }
-    let shown: String = name.chars().take(140).collect();
-    Err(Problem::invalid(format!("{field} is {shown:?}, must be 1 to 128 of A-Z a-z 0-9 . _ -")))
-}
-
-/// Refuses text that is longer than `most` characters.
-pub(crate) fn check_length(field: &str, text: &str, most: usize) -> Result<(), Problem> {
-    if text.chars().count() <= most {
-        return Ok(());
-    }
-    Err(Problem::invalid(format!("{field} is longer than {most} characters")))
-}
-
-/// Refuses labels past their number and lengths.
-pub(crate) fn check_labels(labels: &std::collections::BTreeMap<String, String>) -> Result<(), Problem> {
-    use protocol::task::{MAX_LABEL_CHARS, MAX_LABELS};
-    if labels.len() > MAX_LABELS {
-        return Err(Problem::invalid(format!(
-            "labels has {} entries, must be at most {MAX_LABELS}",
-            labels.len()
-        )));
-    }
-    for (key, value) in labels {
-        if key.is_empty() {
-            return Err(Problem::invalid("labels has an empty key"));
-        }
-        check_length("a key of labels", key, MAX_LABEL_CHARS)?;
-        check_length("a value of labels", value, MAX_LABEL_CHARS)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

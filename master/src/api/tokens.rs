@@ -102,6 +102,16 @@ pub(crate) async fn list(State(app): State<App>) -> Json<Page<TokenInfo>> {
     Json(Page { items: app.tokens().list(app.now().wall), next_cursor: None })
 }
 
+/// `GET /v1/tokens/current`: the token that the caller has.
+pub(crate) async fn current(Extension(principal): Extension<Principal>) -> Result<Json<TokenInfo>, Failure> {
+    match principal {
+        Principal::Token { info, .. } => Ok(Json((*info).clone())),
+        Principal::Anyone | Principal::Node(_) => {
+            Err(Problem::not_found("this master serves without tokens, so there is none to tell of").into())
+        }
+    }
+}
+
 /// `DELETE /v1/tokens/{id}`.
 pub(crate) async fn revoke(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
     let id: uuid::Uuid = params::id(&id, "token")?;

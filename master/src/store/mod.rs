@@ -2,7 +2,8 @@
 //!
 //! [`sqlite`] is the store of one master: opening it, its connections and its lock. [`write`] applies what
 //! the scheduler wants written, [`needed`] leaves out what the rest of the same transaction makes
-//! superfluous, [`read`] reads back, [`logs`] keeps what tasks printed. SQL is spoken in this module only.
+//! superfluous, [`read`] reads back, [`logs`] keeps what tasks printed, `look` tells of a database from outside. SQL
+//! is spoken in this module only.
 //!
 //! What holds:
 //! 1. what [`Store::commit`] called done is on disk (`fsync`) and survives `kill -9` and power loss;
@@ -11,6 +12,7 @@
 //! 4. of secrets only hashes are kept.
 
 mod logs;
+mod look;
 mod needed;
 mod read;
 mod sqlite;
@@ -20,6 +22,8 @@ mod write;
 pub(crate) mod conformance;
 
 pub(crate) use logs::StoredPiece;
+pub use look::{Look, look};
+pub use sqlite::LOCK;
 
 use futures_util::future::BoxFuture;
 use protocol::{TaskId, Timestamp, auth::TokenInfo, log::Stream, pool::PoolSpec, task::Task};

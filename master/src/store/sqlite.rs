@@ -33,9 +33,9 @@ use tokio::{
 };
 
 /// Name of the database in the state directory.
-const DATABASE: &str = "evenkeel.db";
+pub(super) const DATABASE: &str = "evenkeel.db";
 /// Name of the file whose lock says that a master has the database open.
-const LOCK: &str = "evenkeel.lock";
+pub const LOCK: &str = "evenkeel.lock";
 /// Connections that read.
 const READERS: u32 = 4;
 /// Past this the write-ahead log is cut after a checkpoint.
@@ -276,7 +276,7 @@ impl Store for Sqlite {
     }
 }
 
-async fn within<T>(what: &'static str, work: impl Future<Output = T>) -> Result<T, StoreError> {
+pub(super) async fn within<T>(what: &'static str, work: impl Future<Output = T>) -> Result<T, StoreError> {
     tokio::time::timeout(STORE_TIMEOUT, work).await.map_err(|_| StoreError::Timeout { what })
 }
 
@@ -297,7 +297,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn migrations() -> Migrator {
+pub(super) fn migrations() -> Migrator {
     let migration = |version, name: &'static str, sql: &'static str| {
         let sql = sqlx::SqlSafeStr::into_sql_str(sql);
         Migration::new(version, name.into(), MigrationType::Simple, sql, false)

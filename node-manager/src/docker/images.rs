@@ -56,7 +56,7 @@ impl DockerEngine {
     }
 
     /// `None` if there is no such image.
-    async fn image_id(&self, reference: &str) -> Outcome<Option<String>> {
+    pub(super) async fn image_id(&self, reference: &str) -> Outcome<Option<String>> {
         let what = format!("inspecting the image {reference}");
         let asked = bounded(&what, ASK_SECONDS, self.docker.inspect_image(reference)).await;
         Ok(fault::fine_if(asked.map(Some), fault::is_absent, None)?.and_then(|image| image.id))

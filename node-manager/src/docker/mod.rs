@@ -1,7 +1,8 @@
 //! Containers: the only module that speaks with the Docker daemon.
 //!
 //! - [`DockerEngine`]: the [`Engine`] of containers;
-//! - [`network`], [`volume`]: what a cluster has beside containers;
+//! - [`network`], [`volume`]: what a cluster has beside containers; [`subnet`]: what overlaps;
+//! - [`facts`]: what `evenkeel doctor` wants to know of a daemon;
 //! - `spec`: from our words to the daemon's; `cpu`: from its counters to cores; `fault`: from its errors to ours.
 //!
 //! Every call has an outer bound, since the daemon's client bounds only the wait for response headers.
@@ -10,10 +11,12 @@ mod attach;
 mod copy;
 mod cpu;
 mod events;
+pub mod facts;
 mod fault;
 mod images;
 pub mod network;
 mod spec;
+pub mod subnet;
 pub mod volume;
 
 use crate::engine::{

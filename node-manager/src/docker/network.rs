@@ -1,13 +1,16 @@
 //! The networks of a cluster.
 
-use super::{ACT_SECONDS, ASK_SECONDS, DockerEngine, fault};
+use super::{
+    ACT_SECONDS, ASK_SECONDS, DockerEngine, fault,
+    subnet::{Subnet, free_subnet},
+};
 use crate::engine::{EngineError, LABEL_CLUSTER, Outcome};
 use bollard::{
     models::{Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkInspect},
     query_parameters::ListNetworksOptionsBuilder,
 };
 use fault::bounded;
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::collections::HashMap;
 
 /// What the network shall be, where the default will not do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -168,17 +171,14 @@ impl DockerEngine {
     }
 
     async fn overlap(&self, wanted: &str) -> Outcome<EngineError> {
-        let options = ListNetworksOptionsBuilder::new().build();
-        let networks =
-            bounded("listing networks", ASK_SECONDS, self.docker.list_networks(Some(options))).await?;
-        let used = networks.into_iter().flat_map(|network| {
-            let name = network.name.unwrap_or_default();
-            let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-            configs
-                .into_iter()
-                .filter_map(move |config| Some((name.clone(), Subnet::parse(&config.subnet?)?)))
-        });
-        let used: Vec<(String, Subnet)> = used.collect();
+        let used: Vec<(String, Subnet)> = self
+            .all_networks()
+            .await?
+            .into_iter()
+            .flat_map(|KnownNetwork { name, subnets, .. }| {
+                subnets.into_iter().map(move |it| (name.clone(), it))
+            })
+            .collect();
         let other = Subnet::parse(wanted)
             .and_then(|wanted| used.iter().find(|(_, subnet)| subnet.overlaps(wanted)))
             .map_or_else(
@@ -189,76 +189,42 @@ impl DockerEngine {
         let free = free_subnet(&taken).map_or_else(String::new, |free| format!("; {free} is free"));
         Ok(EngineError::Refused(format!("the subnet {wanted} overlaps with {other}{free}")))
     }
+
+    /// All networks of the daemon.
+    pub(super) async fn all_networks(&self) -> Outcome<Vec<KnownNetwork>> {
+        let options = ListNetworksOptionsBuilder::new().build();
+        let networks =
+            bounded("listing networks", ASK_SECONDS, self.docker.list_networks(Some(options))).await?;
+        let read = |network: bollard::models::Network| {
+            let options = network.options.unwrap_or_default();
+            let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+            KnownNetwork {
+                name: network.name.unwrap_or_default(),
+                // As the daemon names the bridge of a network without a name for it.
+                interface: options.get("com.docker.network.bridge.name").cloned().unwrap_or_else(|| {
+                    format!("br-{}", network.id.unwrap_or_default().chars().take(12).collect::<String>())
+                }),
+                subnets: configs
+                    .iter()
+                    .filter_map(|config| Subnet::parse(config.subnet.as_deref()?))
+                    .collect(),
+            }
+        };
+        Ok(networks.into_iter().map(read).collect())
+    }
 }
 
 fn is_ours(network: &NetworkInspect, cluster: &str) -> bool {
     network.labels.as_ref().and_then(|labels| labels.get(LABEL_CLUSTER)).is_some_and(|label| label == cluster)
 }
 
-/// An IPv4 subnet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Subnet {
-    address: u32,
-    bits: u8,
-}
-
-impl Subnet {
-    fn parse(text: &str) -> Option<Self> {
-        let (address, bits) = text.split_once('/')?;
-        let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?);
-        (bits <= 32).then(|| Self { address: u32::from(address) & mask(bits), bits })
-    }
-
-    fn overlaps(self, other: Self) -> bool {
-        let shorter = mask(self.bits.min(other.bits));
-        self.address & shorter == other.address & shorter
-    }
-}
-
-impl std::fmt::Display for Subnet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.address), self.bits)
-    }
-}
-
-const fn mask(bits: u8) -> u32 {
-    if bits == 0 { 0 } else { u32::MAX << (32 - bits) }
-}
-
-/// The first of the private ranges that Docker itself uses (172.18 … 172.31, then 10.0 …) that overlaps
-/// with none of these.
-fn free_subnet(taken: &[Subnet]) -> Option<Subnet> {
-    let docker = (18..32).map(|second| Ipv4Addr::new(172, second, 0, 0));
-    let private = (0..=255).map(|second| Ipv4Addr::new(10, second, 0, 0));
-    docker
-        .chain(private)
-        .map(|address| Subnet { address: u32::from(address), bits: 16 })
-        .find(|subnet| taken.iter().all(|other| !other.overlaps(*subnet)))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subnets_overlap_when_one_holds_the_other() {
-        let subnet = |text: &str| Subnet::parse(text).unwrap();
-        assert!(subnet("172.18.0.0/16").overlaps(subnet("172.18.5.0/24")));
-        assert!(subnet("172.18.5.0/24").overlaps(subnet("172.16.0.0/12")));
-        assert!(subnet("0.0.0.0/0").overlaps(subnet("10.0.0.0/8")));
-        assert!(!subnet("172.18.0.0/16").overlaps(subnet("172.19.0.0/16")));
-        for bad in ["172.18.0.0", "172.18.0.0/33", "a/8", "fd00::/8"] {
-            assert_eq!(Subnet::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_free_subnet_overlaps_with_none_in_use() {
-        let taken: Vec<_> = ["172.17.0.0/16", "172.18.0.0/15", "172.20.7.0/24"]
-            .map(|text| Subnet::parse(text).unwrap())
-            .into();
-        assert_eq!(free_subnet(&taken).unwrap().to_string(), "172.21.0.0/16");
-        assert_eq!(free_subnet(&[Subnet::parse("0.0.0.0/0").unwrap()]), None);
-    }
+/// A network of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownNetwork {
+    /// Its name.
+    pub name: String,
+    /// Its bridge on the host.
+    pub interface: String,
+    /// Its IPv4 subnets.
+    pub subnets: Vec<Subnet>,
 }

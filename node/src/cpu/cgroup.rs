@@ -23,12 +23,13 @@ pub(super) enum Found {
 
 /// Counters of a group since some start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counters {
-    pub(super) usage_ns: u64,
+pub struct Counters {
+    /// CPU time.
+    pub usage_ns: u64,
     /// CFS periods; 0 without a quota.
-    pub(super) periods: u64,
+    pub periods: u64,
     /// Those of them in which it was throttled.
-    pub(super) throttled: u64,
+    pub throttled: u64,
 }
 
 /// The open files of a group.
@@ -94,23 +95,17 @@ impl CpuGroup {
 
     /// The counters now.
     pub(super) fn counters(&self) -> Result<Counters, Error> {
-        let periods_of = |text: &str| {
-            let value = |key| value_of(text, key).unwrap_or(0);
-            Some((value("nr_periods"), value("nr_throttled")))
-        };
-        let (usage_ns, (periods, throttled)) = match &self.files {
-            Files::V1 { usage, stat, .. } => (
-                usage.read("a number of nanoseconds", |text| text.trim().parse().ok())?,
-                match stat {
-                    Some(stat) => stat.read("lines of keys and numbers", periods_of)?,
+        match &self.files {
+            Files::V1 { usage, stat, .. } => {
+                let usage_ns = usage.read("a number of nanoseconds", |text| text.trim().parse().ok())?;
+                let (periods, throttled) = match stat {
+                    Some(stat) => stat.read("lines of keys and numbers", |text| Some(parse_periods(text)))?,
                     None => (0, 0),
-                },
-            ),
-            Files::V2 { stat, .. } => stat.read("lines of keys and numbers, with usage_usec", |text| {
-                Some((value_of(text, "usage_usec")?.checked_mul(1_000)?, periods_of(text)?))
-            })?,
-        };
-        Ok(Counters { usage_ns, periods, throttled })
+                };
+                Ok(Counters { usage_ns, periods, throttled })
+            }
+            Files::V2 { stat, .. } => stat.read("lines of keys and numbers, with usage_usec", parse_cpu_stat),
+        }
     }
 
     /// min(quota, CPUs of the cpuset), above 0 and at most 4,096; `cpus_without_set` stands in where no
@@ -134,8 +129,23 @@ impl CpuGroup {
     }
 }
 
+/// Reads the `cpu.stat` of v2; `None` if it says no usage.
+#[must_use]
+pub fn parse_cpu_stat(text: &str) -> Option<Counters> {
+    let usage_ns = value_of(text, "usage_usec")?.checked_mul(1_000)?;
+    let (periods, throttled) = parse_periods(text);
+    Some(Counters { usage_ns, periods, throttled })
+}
+
+/// CFS periods in a `cpu.stat`, and those of them with throttling; 0 if it says none, as without a quota.
+fn parse_periods(text: &str) -> (u64, u64) {
+    let value = |key| value_of(text, key).unwrap_or(0);
+    (value("nr_periods"), value("nr_throttled"))
+}
+
 /// The number after `key` in lines of keys and numbers.
-pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
+#[must_use]
+pub fn value_of(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
@@ -147,7 +157,8 @@ fn quota_cores(quota_us: i64, period_us: u64) -> Option<f64> {
 
 /// Reads `cpu.max`: `None` if it cannot be read, `Some(None)` if there is no quota.
 #[allow(clippy::option_option, reason = "unreadable and unlimited are different answers")]
-fn parse_cpu_max(text: &str) -> Option<Option<f64>> {
+#[must_use]
+pub fn parse_cpu_max(text: &str) -> Option<Option<f64>> {
     let (quota, period) = text.trim().split_once(' ')?;
     let period = period.trim().parse().ok().filter(|period| *period > 0)?;
     if quota == "max" { Some(None) } else { Some(quota_cores(quota.parse().ok()?, period)) }
@@ -155,7 +166,8 @@ fn parse_cpu_max(text: &str) -> Option<Option<f64>> {
 
 /// How many CPUs a list such as `0-3,8` names; `None` if it is empty, as in a cpuset that was never
 /// filled, or is no such list.
-fn parse_cpu_list(text: &str) -> Option<u32> {
+#[must_use]
+pub fn parse_cpu_list(text: &str) -> Option<u32> {
     let mut count = 0u32;
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

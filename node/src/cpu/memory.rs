@@ -33,10 +33,17 @@ impl MemoryGroup {
     /// caller bounds by what the host has.
     pub(super) fn limit_bytes(&self) -> Result<Option<u64>, Error> {
         let Some(limit) = &self.limit else { return Ok(None) };
-        limit.read("a number of bytes, or max", |text| match text.trim() {
-            "max" => Some(None),
-            number => number.parse().ok().map(Some),
-        })
+        limit.read("a number of bytes, or max", parse_limit)
+    }
+}
+
+/// Reads a memory limit: `None` if it cannot be read, `Some(None)` if there is none.
+#[allow(clippy::option_option, reason = "unreadable and unlimited are different answers")]
+#[must_use]
+pub fn parse_limit(text: &str) -> Option<Option<u64>> {
+    match text.trim() {
+        "max" => Some(None),
+        number => number.parse().ok().map(Some),
     }
 }
 

@@ -71,21 +71,26 @@ fn is_absence(error: &io::Error) -> bool {
 
 /// What is used of `/proc/<pid>/stat`. Times are in clock ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ProcessStat {
-    pub(super) pid: i32,
+pub struct ProcessStat {
+    /// Its id.
+    pub pid: i32,
     /// Whether its first thread runs or waits for a CPU.
-    pub(super) runnable: bool,
-    pub(super) parent: i32,
-    pub(super) group: i32,
+    pub runnable: bool,
+    /// The id of its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
     /// User and system time of the process itself.
-    pub(super) own_ticks: u64,
+    pub own_ticks: u64,
     /// User and system time of its children that it has waited for, and of theirs.
-    pub(super) reaped_ticks: u64,
-    pub(super) rss_pages: u64,
+    pub reaped_ticks: u64,
+    /// Pages in memory.
+    pub rss_pages: u64,
 }
 
 /// Reads `/proc/<pid>/stat`. The name in parentheses may hold spaces and parentheses itself.
-pub(super) fn parse_stat(text: &str) -> Option<ProcessStat> {
+#[must_use]
+pub fn parse_stat(text: &str) -> Option<ProcessStat> {
     let (head, tail) = text.rsplit_once(')')?;
     let pid = head.split_once('(')?.0.trim().parse().ok()?;
     let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
