@@ -5,17 +5,20 @@ use bytes::{Bytes, BytesMut};
 use protocol::{
     BootId, NodeId,
     frame::{FRAME_OVERHEAD_BYTES, RawFrame, put_frame, split_frames},
+    log::{Tail, Tails},
     task::MAX_RESULT_BYTES,
     work::{Hello, Outcome, ToMaster, ToNode, VERSION, Welcome},
 };
 use session::{
     master::{Inbound, Link, LinkEffect, Order},
-    node::{Config, Effect, Ended, Session},
+    node::{Config, Effect, Ended, LogPiece, Session},
 };
 
 const EPOCH: u64 = 5;
 /// Stands between two messages of one input.
 const BETWEEN: &[u8] = b"\n--\n";
+/// Reads of logs that are answered after one message.
+const MOST_READS: u32 = 100;
 /// What JSON becomes in memory, and what is kept of it, is larger than its text.
 const TIMES: usize = 100;
 
@@ -154,7 +157,8 @@ fn check_ended(ended: &session::master::Ended) {
 /// Messages of a hostile master; every second run that the node starts ends at once, and the channel breaks
 /// once and is opened again.
 fn at_the_node(messages: &[Bytes]) {
-    let config = Config { slots: 2, max_waiting: 4, max_runs: 8, max_kept_bytes: 4_096 };
+    let config =
+        Config { slots: 2, max_waiting: 4, max_runs: 8, max_kept_bytes: 4_096, max_kept_log_bytes: 4_096 };
     let mut session = Session::new(config, BootId(uuid::Uuid::from_u128(9)));
     let mut out = Vec::new();
     session.start(0, &mut out);
@@ -164,17 +168,25 @@ fn at_the_node(messages: &[Bytes]) {
         let (mut out, now_us, epoch) = (Vec::new(), at as u64 * 1_000_000, session.epoch());
         session.receive(now_us, bytes.clone(), &mut out);
         session.flush(&mut out);
-        let mut ends = at % 2 == 0;
+        let (mut ends, mut reads) = (at % 2 == 0, MOST_READS);
         while let Some(effect) = out.pop() {
             match effect {
                 Effect::Start(run, _) if ends => {
                     let result = Bytes::from_static(b"1");
-                    let ended =
-                        Ended { outcome: Outcome::Succeeded, result, run_ms: 1.0, cpu_ms: 1.0, sample: None };
+                    let log = Tails { stdout: printed(0), stderr: Tail::default() };
+                    let (outcome, run_ms, cpu_ms) = (Outcome::Succeeded, 1.0, 1.0);
+                    let log = Some(Box::new(log));
+                    let ended = Ended { outcome, result, run_ms, cpu_ms, sample: None, log };
                     session.ended(now_us, run.run, ended, &mut out);
                 }
                 Effect::Start(run, _) => session.gave_back(now_us, run.run, "no", &mut out),
                 Effect::Send(bytes) => session.written(bytes.len()),
+                Effect::ReadLog { read, offset, .. } if reads > 0 => {
+                    reads -= 1;
+                    let tail = printed(offset);
+                    let piece = LogPiece { end: tail.end(), tail };
+                    session.log_read(now_us, read, ends.then_some(piece), &mut out);
+                }
                 _ => {}
             }
             ends = !ends;
@@ -188,6 +200,11 @@ fn at_the_node(messages: &[Bytes]) {
             open(&mut session, now_us + 60_000_000);
         }
     }
+}
+
+/// What a program has printed, as it is read from this offset on.
+fn printed(offset: u64) -> Tail {
+    Tail { offset, bytes: Bytes::from_static(b"printed") }
 }
 
 fn open(session: &mut Session, now_us: u64) {
