@@ -1,16 +1,15 @@
 //! SIGTERM and SIGINT.
 
 use std::{
-    io, process,
+    io::{self, Write as _},
+    os::unix::net::UnixStream,
+    process,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::{io::AsyncReadExt as _, sync::watch};
 pub use tokio_util::sync::CancellationToken;
 
 /// Exit code of a program that a signal ended.
@@ -23,7 +22,11 @@ pub struct Shutdown {
     token: CancellationToken,
     count: watch::Receiver<u32>,
     fatal_from: Arc<AtomicU32>,
+    only_from_outside: Arc<AtomicBool>,
 }
+
+/// Calls for an end that wait to be counted; more at once are as good as these.
+const MOST_WAITING: usize = 64;
 
 impl Shutdown {
     /// Installs the handlers; a signal before that kills the process as the system does by default, or is
@@ -33,19 +36,26 @@ impl Shutdown {
     /// # Errors
     /// What the system says.
     pub fn install() -> io::Result<Self> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let (sender, count) = watch::channel(0);
-        let shutdown =
-            Self { token: CancellationToken::new(), count, fatal_from: Arc::new(AtomicU32::new(2)) };
+        let shutdown = Self {
+            token: CancellationToken::new(),
+            count,
+            fatal_from: Arc::new(AtomicU32::new(2)),
+            only_from_outside: Arc::new(AtomicBool::new(false)),
+        };
+        let (told, tell) = UnixStream::pair()?;
+        told.set_nonblocking(true)?;
+        tell.set_nonblocking(true)?;
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            on_signal(signal, tell.try_clone()?, Arc::clone(&shutdown.only_from_outside))?;
+        }
+        let mut told = tokio::net::UnixStream::from_std(told)?;
         let (token, fatal_from) = (shutdown.token.clone(), Arc::clone(&shutdown.fatal_from));
         tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                sender.send_modify(|count| *count += 1);
+            let mut signals = [0; MOST_WAITING];
+            // The other end lives as long as the handlers, so for ever.
+            while let Ok(more @ 1..) = told.read(&mut signals).await {
+                sender.send_modify(|count| *count += u32::try_from(more).unwrap_or(1));
                 token.cancel();
                 if *sender.borrow() >= fatal_from.load(Ordering::Relaxed) {
                     process::exit(EXIT_INTERRUPTED);
@@ -53,6 +63,12 @@ impl Shutdown {
             }
         });
         Ok(shutdown)
+    }
+
+    /// As process 1 of a container: from now on only who is outside of it ends this program, not what runs
+    /// inside. The kernel keeps SIGKILL and SIGSTOP of these from process 1, but not what it has handlers for.
+    pub fn only_from_outside(&self) {
+        self.only_from_outside.store(process::id() == 1, Ordering::Relaxed);
     }
 
     /// Cancelled by the first signal.
@@ -77,6 +93,29 @@ impl Shutdown {
     }
 }
 
+/// Tells `tell` of each such signal that counts.
+#[allow(unsafe_code, reason = "no safe library tells who sent a signal")]
+fn on_signal(signal: i32, tell: UnixStream, only_from_outside: Arc<AtomicBool>) -> io::Result<()> {
+    let handler = move |info: &libc::siginfo_t| {
+        // SAFETY: the kernel fills in a sender for every signal with these codes.
+        let sender = || unsafe { info.si_pid() };
+        if !only_from_outside.load(Ordering::Relaxed) || is_from_outside(info.si_code, sender) {
+            // What finds no room is one of many.
+            let _full = (&tell).write(&[0]);
+        }
+    };
+    // SAFETY: the handler only loads an atomic and writes to a socket that does not block; it allocates
+    // nothing and takes no lock.
+    unsafe { signal_hook_registry::register_sigaction(signal, handler) }.map(drop)
+}
+
+/// Whether a signal was sent by the kernel, or by a process that this one's container does not show: that has
+/// no number here. Whoever queues a signal with data of its own (sigqueue(3)) names any sender, so those do
+/// not count.
+fn is_from_outside(code: i32, sender: impl Fn() -> i32) -> bool {
+    code == libc::SI_KERNEL || code == libc::SI_USER && sender() == 0
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -93,5 +132,12 @@ mod tests {
         shutdown.signalled(1).await;
         kill_process(getpid(), Signal::INT).unwrap();
         shutdown.signalled(2).await;
+    }
+
+    #[test]
+    fn only_a_sender_that_is_not_in_this_container_is_outside() {
+        assert!(is_from_outside(libc::SI_USER, || 0) && is_from_outside(libc::SI_KERNEL, || 7));
+        assert!(!is_from_outside(libc::SI_USER, || 7), "kill(2) by a task");
+        assert!(!is_from_outside(libc::SI_TKILL, || 0) && !is_from_outside(libc::SI_QUEUE, || 0));
     }
 }

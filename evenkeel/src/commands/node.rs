@@ -64,6 +64,7 @@ pub(crate) struct NodeArgs {
 pub(crate) async fn run(global: &Global, args: NodeArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     // Before any secret is read, and before any task can run.
     node::hide_from_tasks().map_err(|error| Failure::Other(format!("cannot hide from tasks: {error}")))?;
+    shutdown.only_from_outside();
     let found = ConnectArgs { token_file: None, ..args.connect.clone() };
     // The token is read below, in a way that standard input may take its time.
     let found = crate::connect::locate(&found, global)?;

@@ -1,6 +1,6 @@
 //! From our words to the daemon's.
 
-use crate::engine::{ContainerSpec, EngineError, Host, MountSource, NODE_USER, Outcome};
+use crate::engine::{ContainerSpec, DEFAULT_TMPFS_BYTES, EngineError, Host, MountSource, NODE_USER, Outcome};
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, Mount, MountType,
     NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
@@ -15,6 +15,14 @@ const MIN_CPUS: f64 = 0.01;
 /// container's own loopback, where nobody answers. Without it a daemon whose host has a resolver on its own
 /// loopback would ask that one, and so carry words out of a network without a way out.
 const NOBODY: &str = "127.0.0.1";
+
+/// `/dev/shm`, unless the container has little memory.
+const SHM_BYTES: u64 = 64 << 20;
+/// What a program leaves in System V objects outlives it, takes the container's memory and is in no directory
+/// that could be emptied: shared memory goes with its last process, queues and semaphores are few (1 MiB and
+/// 32,000 in all).
+const SYSCTLS: [(&str, &str); 3] =
+    [("kernel.shm_rmid_forced", "1"), ("kernel.msgmni", "64"), ("kernel.sem", "250 32000 100 128")];
 
 /// What the daemon would refuse, refused in words that say what would do.
 pub(super) fn check(spec: &ContainerSpec, host: &Host) -> Outcome<()> {
@@ -35,8 +43,13 @@ pub(super) fn check(spec: &ContainerSpec, host: &Host) -> Outcome<()> {
 
 /// The request that makes a hardened container (contract section 7).
 pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
+    // Files in memory stay when their writer is killed for its memory: unless a size was asked for, they leave
+    // room for the agent.
+    let at_most = |bytes: u64, part: u64| bytes.min(spec.memory_bytes.map_or(bytes, |memory| memory / part));
+    let is_asked_for = spec.tmpfs_bytes != DEFAULT_TMPFS_BYTES;
+    let tmp_bytes = if is_asked_for { spec.tmpfs_bytes } else { at_most(DEFAULT_TMPFS_BYTES, 2) };
     // `exec`: a build or a test suite runs what it has made in its work directory, which is below `/tmp`.
-    let tmp = format!("size={},mode=1777,nosuid,nodev,exec", spec.tmpfs_bytes);
+    let tmp = format!("size={tmp_bytes},mode=1777,nosuid,nodev,exec");
     let memory = spec.memory_bytes.and_then(|bytes| i64::try_from(bytes).ok());
     let host_config = HostConfig {
         // Cores are at most the host's (checked), so the product fits.
@@ -50,6 +63,8 @@ pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         privileged: Some(false),
         readonly_rootfs: Some(true),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp)])),
+        shm_size: i64::try_from(at_most(SHM_BYTES, 8)).ok(),
+        sysctls: Some(SYSCTLS.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
         group_add: Some(spec.groups.clone()).filter(|groups| !groups.is_empty()),
         mounts: Some(spec.mounts.iter().map(mount).collect()),
         network_mode: spec.network.clone(),
@@ -169,5 +184,9 @@ mod tests {
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
         assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
         assert_eq!(host.privileged, Some(false));
+        assert_eq!(host.sysctls.unwrap_or_default()["kernel.shm_rmid_forced"], "1");
+        let tmp = &host.tmpfs.unwrap_or_default()["/tmp"];
+        assert!(tmp.starts_with("size=33554432,"), "half of the memory at most: {tmp}");
+        assert_eq!(host.shm_size, Some(8 << 20));
     }
 }

@@ -10,6 +10,7 @@ mod blame;
 pub mod burn;
 mod child;
 pub mod command;
+mod fence;
 pub mod fib;
 mod launch;
 mod pipes;
