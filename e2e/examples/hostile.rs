@@ -228,7 +228,7 @@ fn network(master: &str, node: &str) {
     let address = master.to_socket_addrs().expect("the master has an address").next().unwrap();
     let fake = r#"{"name":"fake","ip":"10.0.0.1","allotted_cores":64.0,"memory_bytes":1073741824,"kinds":[],"version":"1","boot_id":"01930000-0000-7000-8000-000000000000"}"#;
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: evenkeel.work.v1\r\n";
-    let guessed = "authorization: Bearer ek_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\r\n";
+    let guessed = &*format!("authorization: Bearer ek_{}\r\n", "A".repeat(43));
     for (method, path, headers, body) in [
         ("GET", "/v1/nodes".to_owned(), "", ""),
         ("GET", "/v1/tokens".to_owned(), "", ""),
@@ -258,14 +258,10 @@ fn network(master: &str, node: &str) {
     for socket in ["/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock"] {
         say(socket, UnixStream::connect(socket));
     }
-    for port in [2375, 2376, 22] {
-        let host = gateway();
-        let socket = SocketAddr::from((host, port));
-        // Whether the host listens there at all is not ours to decide: Docker's ports are.
-        if port != 22 {
-            let connected = TcpStream::connect_timeout(&socket, Duration::from_secs(2));
-            println!("docker at {port} of the host: {}", connected.map_or("refused", |_| "done"));
-        }
+    for port in [2375, 2376] {
+        let connected =
+            TcpStream::connect_timeout(&SocketAddr::from((gateway(), port)), Duration::from_secs(2));
+        println!("docker at port {port} of the host: {}", connected.map_or("refused", |_| "done"));
     }
 }
 

@@ -289,6 +289,22 @@ fn what_a_program_leaves_in_the_background_ends_with_it() {
 }
 
 #[test]
+fn a_process_that_a_program_makes_its_own_brother_ends_with_it() {
+    let bench = Bench::new();
+    let marker = marker();
+    // Neither child nor orphan of the program: a child of the thread that started it. By `clone` with
+    // CLONE_PARENT and SIGCHLD.
+    let script = format!(
+        "if (syscall({}, 0x8000 | 17, 0, 0, 0, 0) == 0) {{ setpgrp; exec 'sleep', '{marker}' }} \
+         select undef, undef, undef, 0.3; print 'done'",
+        libc::SYS_clone
+    );
+    let result = bench.run(json!({"argv": ["perl", "-e", script]})).unwrap();
+    assert_eq!(stdout(&result), "done");
+    assert!(!lives(&marker));
+}
+
+#[test]
 fn a_process_that_hides_is_found_by_the_sweep() {
     let bench = Bench::new();
     let marker = marker();

@@ -63,8 +63,8 @@ pub(super) fn is_wanted() -> bool {
     std::process::id() == 1
 }
 
-/// Fences this process in, and all that it starts, for good. Allocates nothing and takes no lock, so that it
-/// can be called between fork and exec.
+/// Fences this process in, and all that it starts, for good. Allocates nothing and takes no lock, so that a
+/// child can call it that is not its program yet.
 ///
 /// # Errors
 /// The kernel has no such filters.

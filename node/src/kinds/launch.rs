@@ -7,6 +7,7 @@
 //!
 //! What the child does in the node's memory is bounded to system calls on data that was made before.
 
+use super::fence;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::{
     collections::BTreeMap,
@@ -97,6 +98,7 @@ impl Program {
             arguments: arguments.as_ptr(),
             by_shell: by_shell.as_mut_ptr(),
             environment: environment.as_ptr(),
+            is_fenced: fence::is_wanted(),
             error: AtomicI32::new(0),
         };
         let mut stack = [MaybeUninit::<u128>::uninit(); STACK_UNITS];
@@ -143,6 +145,7 @@ struct Plan {
     arguments: *const *const libc::c_char,
     by_shell: *mut *const libc::c_char,
     environment: *const *const libc::c_char,
+    is_fenced: bool,
     /// Set by a child that cannot become its program.
     error: AtomicI32,
 }
@@ -197,6 +200,10 @@ unsafe fn become_program(plan: &Plan) -> libc::c_int {
             if libc::dup2(source, target) < 0 {
                 return errno();
             }
+        }
+        if plan.is_fenced {
+            // Best effort too: there are kernels without.
+            let _ = fence::fence();
         }
         let none = signal_set(false);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());

@@ -81,13 +81,19 @@ fn has_task_id(pid: i32, task: TaskId) -> bool {
     environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
 }
 
-/// Children that were given to us when their parent ended: the kernel gives them to the first thread of the
-/// process, which itself starts no command, so that no child of a slot is among them.
+/// Children of two threads. Those that were given to us when their parent ended are the first one's. The
+/// calling thread, which started a command, has also those that the command made its own brothers (clone(2),
+/// `CLONE_PARENT`).
 fn adopted() -> Vec<i32> {
-    let process = std::process::id();
-    // It may have ended before its threads; then nothing is given to it.
-    let list = fs::read_to_string(format!("/proc/self/task/{process}/children")).unwrap_or_default();
-    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let mut adopted = Vec::new();
+    for thread in [format!("self/task/{}", std::process::id()), "thread-self".to_owned()] {
+        // The first may have ended before the others; then nothing is given to it.
+        let list = fs::read_to_string(format!("/proc/{thread}/children")).unwrap_or_default();
+        adopted.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    adopted.sort_unstable();
+    adopted.dedup();
+    adopted
 }
 
 /// Children of a process, all its threads' together.
@@ -127,14 +133,14 @@ pub(super) fn kill_group(leader: i32) {
     }
 }
 
-/// Our children that no slot waits for.
-fn orphans() -> Vec<Process> {
+/// Children of ours, as `list` finds them, that no slot waits for.
+fn orphans(list: impl FnOnce() -> Vec<i32>) -> Vec<Process> {
     if !child::has_any() {
         return Vec::new();
     }
-    let adopted = adopted();
+    let found = list();
     let known = child::known();
-    adopted.into_iter().filter(|pid| !known.contains(pid)).filter_map(Process::read).collect()
+    found.into_iter().filter(|pid| !known.contains(pid)).filter_map(Process::read).collect()
 }
 
 /// Kills what is left of a command that has ended, wherever it hides; says what CPU time it had used.
@@ -146,12 +152,12 @@ pub(super) fn kill_all_of(leader: i32, task: TaskId) -> Duration {
     let is_mine =
         |orphan: &Process| orphan.is_of(leader, task) || is_stray(orphan, oldest_command(Some(leader)));
     for round in 0u32.. {
-        let mine: Vec<_> = orphans().into_iter().filter(is_mine).collect();
+        let mine: Vec<_> = orphans(adopted).into_iter().filter(is_mine).collect();
         if mine.is_empty() {
             return cpu;
         }
         if round >= ROUNDS_BEFORE_FREEZE && round % ROUNDS_BEFORE_FREEZE == 0 {
-            frozen(|| kill_trees(orphans().iter().filter(|orphan| is_mine(orphan))));
+            frozen(|| kill_trees(orphans(adopted).iter().filter(|orphan| is_mine(orphan))));
         }
         kill_trees(mine.iter());
         for orphan in mine {
@@ -217,7 +223,14 @@ fn frozen(kill_some: impl Fn() -> usize) {
 pub fn sweep() -> bool {
     super::work_directory::remove_the_rest();
     let hanging = child::reap_abandoned();
-    let found = orphans();
+    let of_any_thread = || children("self");
+    let mut found = orphans(of_any_thread);
+    // A child that a slot is just starting may be among them, or was when they were listed.
+    let commands = leaders();
+    let is_leader = |orphan: &Process, command: &child::Listed| {
+        command.pid == orphan.pid || command.pid == 0 && command.started_ticks <= orphan.started_ticks
+    };
+    found.retain(|orphan| !commands.iter().any(|command| is_leader(orphan, command)));
     // Asked after the orphans were listed: each of those is of no command or of one that is on the list.
     let is_stray = |orphan: &&Process| is_stray(orphan, oldest_command(None));
     for orphan in found.iter().filter(|orphan| orphan.zombie) {
@@ -228,8 +241,8 @@ pub fn sweep() -> bool {
         // Most are gone at once. What is left may be one that is never there to be killed.
         std::thread::sleep(Duration::from_millis(1));
         let alive = |found: &[Process]| found.iter().filter(is_stray).any(|orphan| !orphan.zombie);
-        if alive(&orphans()) {
-            frozen(|| kill_trees(orphans().iter().filter(is_stray)));
+        if alive(&orphans(of_any_thread)) {
+            frozen(|| kill_trees(orphans(of_any_thread).iter().filter(is_stray)));
         }
     }
     hanging || !found.is_empty() || super::removal::is_unfinished()
