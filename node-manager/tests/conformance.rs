@@ -269,7 +269,12 @@ async fn containers_are_hardened() {
     assert_eq!(host["NanoCpus"], 500_000_000);
     assert_eq!((&host["Memory"], &host["MemorySwap"]), (&(64 << 20).into(), &(64 << 20).into()));
     assert!(host["PidsLimit"].as_i64().unwrap() > 0);
-    assert!(host["Tmpfs"]["/tmp"].as_str().unwrap().contains("size=67108864"));
+    let tmp = host["Tmpfs"]["/tmp"].as_str().unwrap();
+    assert!(tmp.contains("size=33554432"), "half of its memory: {tmp}");
+    assert_eq!(
+        (&host["ShmSize"], &host["Sysctls"]["kernel.shm_rmid_forced"]),
+        (&(8 << 20).into(), &"1".into())
+    );
     assert_eq!(host["RestartPolicy"]["Name"], "no");
     assert_eq!(docker(&["exec", &id, "/evenkeel", "helper", "write", "/tmp/x"]), "", "/tmp is writable");
     let root = std::process::Command::new("docker")

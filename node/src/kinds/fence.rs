@@ -100,7 +100,7 @@ mod tests {
         assert!(can("ulimit -n 100 && sh -c 'ulimit -n 50'"));
         assert!(can("prlimit --pid $$ --nofile=100:100"));
         assert!(!can(&format!("prlimit --pid {} --nofile=100:100", other.id())));
-        assert!(!can("sleep 5 & prlimit --pid $! --nofile=100:100"));
+        assert!(!can("sleep 5 & prlimit --pid $! --nofile=100:100; result=$?; kill $!; exit $result"));
         other.kill().unwrap();
         other.wait().unwrap();
     }
