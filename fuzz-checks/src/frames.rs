@@ -167,7 +167,7 @@ fn at_the_node(messages: &[Bytes]) {
     for (at, bytes) in messages.iter().enumerate() {
         let (mut out, now_us, epoch) = (Vec::new(), at as u64 * 1_000_000, session.epoch());
         session.receive(now_us, bytes.clone(), &mut out);
-        session.flush(&mut out);
+        session.flush(now_us, &mut out);
         let (mut ends, mut reads) = (at % 2 == 0, MOST_READS);
         while let Some(effect) = out.pop() {
             match effect {

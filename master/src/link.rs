@@ -16,6 +16,10 @@ use tokio_util::sync::CancellationToken;
 /// How long what was sent before, and the close frame, may take once the channel is over.
 const CLOSE: Duration = Duration::from_secs(1);
 
+/// What was written is told to the brain in portions of at least this many bytes: it only counts whether a
+/// node reads at all, far above that.
+const TELL_BYTES: usize = 64 * 1024;
+
 /// Serves a node's work channel until either side closes it, or `shutdown`.
 ///
 /// While the brain's mailbox is full nothing is read, so the node's TCP window closes; what the brain sends
@@ -60,6 +64,7 @@ async fn write(
     teller: &Teller,
     shutdown: &CancellationToken,
 ) {
+    let mut untold = 0;
     loop {
         let first = tokio::select! {
             order = orders.recv() => order,
@@ -84,8 +89,12 @@ async fn write(
         if sink.flush().await.is_err() || orders.is_closed() && orders.is_empty() {
             return;
         }
-        if bytes > 0 && teller.tell(FromSocket::Written(bytes)).await.is_err() {
-            return;
+        untold += bytes;
+        if untold >= TELL_BYTES {
+            if teller.tell(FromSocket::Written(untold)).await.is_err() {
+                return;
+            }
+            untold = 0;
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     config::{Config, registration},
     cpu::{Reading, SAMPLE_INTERVAL_MS, Sampler},
     identity::{SavedSession, local_ip, local_ip_to},
-    kinds::{strays, tidy_between_commands},
+    kinds::{remove_spare, strays, tidy_between_commands},
     log::{OnOutput, Room},
     slots::{Abilities, Logs, OnOver, Over, Slots},
 };
@@ -286,7 +286,7 @@ impl Agent {
     /// Sends what was gathered, and carries out what there is to do, until nothing more follows from it.
     async fn flush(&mut self, out: &mut Vec<Effect>) {
         loop {
-            self.session.flush(out);
+            self.session.flush(self.now_us(), out);
             if out.is_empty() {
                 return;
             }
@@ -574,6 +574,7 @@ impl Agent {
         while self.slots.any_busy() && Instant::now() < give_up {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        remove_spare(true);
     }
 }
 

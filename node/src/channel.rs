@@ -34,6 +34,10 @@ pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Small, because a node at rest holds it; messages may be longer.
 const BUFFER_BYTES: usize = 16 * 1024;
 
+/// What was written is told in portions of at least this many bytes: they are held against a window that is
+/// far larger.
+const TELL_BYTES: usize = 8 * 1024;
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 type Socket = WebSocketStream<Box<dyn Stream>>;
@@ -56,7 +60,7 @@ pub(crate) enum Happened {
     Message(Bytes),
     /// A ping or pong came.
     Heard,
-    /// So many bytes of a message were written.
+    /// So many bytes of messages were written since the last time.
     Written(usize),
     /// It is over, for this reason.
     Closed(String),
@@ -209,12 +213,14 @@ async fn write<E>(
     events: Sender<E>,
     event: impl Fn(Happened) -> E,
 ) {
+    let mut untold = 0;
     while let Some(order) = orders.recv().await {
         let happened = match order {
             Order::Send(message) => {
-                let bytes = message.len();
+                untold += message.len();
                 match to.send(Message::Binary(message)).await {
-                    Ok(()) => Happened::Written(bytes),
+                    Ok(()) if untold < TELL_BYTES => continue,
+                    Ok(()) => Happened::Written(std::mem::take(&mut untold)),
                     Err(error) => Happened::Closed(error.to_string()),
                 }
             }

@@ -27,8 +27,11 @@ const LOST_INTERVALS: u64 = 4;
 pub const SESSION_US: u64 = 24 * 3_600 * 1_000_000;
 /// How long a node that is gone is shown, in microseconds.
 pub const SHOWN_US: u64 = 60_000_000;
-/// How much work may be prefetched per slot, in seconds: what hides a round trip.
-const PREFETCH_S: f64 = 0.001;
+/// Tasks shorter than this, in seconds, are prefetched: on a busy machine a round trip takes as long.
+const SHORT_S: f64 = 0.005;
+/// How much work may be prefetched per slot, in seconds: what hides the round trip, and lets some short tasks
+/// share a message.
+const PREFETCH_S: f64 = 0.02;
 /// Most tasks prefetched, or one per slot if there are more: what every node lets wait (`max_waiting` of the
 /// session's node side); more would come back as refused.
 const MOST_PREFETCH: u32 = 16;
@@ -239,7 +242,7 @@ impl Node {
     /// are as short, so that it never waits for a long one.
     fn prefetches(&self, length_s: f64, now_us: u64) -> bool {
         let slots = self.slots();
-        if length_s >= PREFETCH_S || self.health.slots(slots, now_us) < slots {
+        if length_s >= SHORT_S || self.health.slots(slots, now_us) < slots {
             return false;
         }
         // At most 1,000, so the cast is exact.
@@ -248,7 +251,7 @@ impl Node {
         self.ledger.slots() < slots + ahead
             && self.ledger.iter().all(|(_, entry)| {
                 let estimate = entry.estimate;
-                estimate.is_known() && estimate.cpu_s + estimate.off_cpu_s < PREFETCH_S && !entry.cancelling
+                estimate.is_known() && estimate.cpu_s + estimate.off_cpu_s < SHORT_S && !entry.cancelling
             })
     }
 

@@ -15,8 +15,8 @@ use protocol::{
 use session::{
     close::CloseReason,
     node::{
-        Bearer, Config, ConnectFailure, Effect, Ended, ExitReason, LOG_WINDOW_BYTES, LogPiece, MAX_LOG_READS,
-        RegisterFailure, SILENCE_US, Session, WINDOW_BYTES,
+        Bearer, Config, ConnectFailure, Effect, Ended, ExitReason, GATHER_US, LOG_WINDOW_BYTES, LogPiece,
+        MAX_LOG_READS, RegisterFailure, SILENCE_US, Session, WINDOW_BYTES,
     },
 };
 
@@ -78,7 +78,7 @@ impl Bench {
     fn act(&mut self, event: impl FnOnce(&mut Session, u64, &mut Vec<Effect>)) -> Vec<Effect> {
         let mut out = Vec::new();
         event(&mut self.session, self.now_us, &mut out);
-        self.session.flush(&mut out);
+        self.session.flush(self.now_us, &mut out);
         out.retain(|effect| !matches!(effect, Effect::WakeAt(_)));
         out
     }
@@ -197,7 +197,7 @@ fn runs_wait_for_slots_in_order_and_their_deadline_goes_on() {
     assert_eq!(handed_back(&effects), [4, 5], "too wide; no room");
     bench.now_us += 4_000_000;
     match &bench.end(1, b"1")[..] {
-        [Effect::Start(run, _), Effect::Send(_)] => {
+        [Effect::Start(run, _)] => {
             assert_eq!((run.run, run.deadline_in_ms), (RunId(2), Some(6_000)));
         }
         other => panic!("{other:?}"),
@@ -538,4 +538,24 @@ fn past_their_bound_the_oldest_logs_of_ended_runs_are_dropped_and_no_result_is()
         })
         .collect();
     assert_eq!(kinds, [("result", 1), ("log", 2), ("result", 2), ("log", 3), ("result", 3)]);
+}
+
+#[test]
+fn results_wait_for_others_while_runs_wait_for_a_slot_but_not_for_long() {
+    let results = |effects: &[Effect]| {
+        let results = said(effects)
+            .into_iter()
+            .filter_map(|s| if let ToMaster::Result(r, _) = s { Some(r) } else { None });
+        results.map(|result| result.run.0).collect::<Vec<_>>()
+    };
+    let mut bench = Bench::open(Config::new(1));
+    bench.hear(&[1, 2, 3].map(|n| order_at(EPOCH, n, 1.0)));
+    let effects = bench.end(1, b"1");
+    assert_eq!((started(&effects), results(&effects)), (vec![2], vec![]));
+    let effects = bench.end(2, b"2");
+    assert_eq!((started(&effects), results(&effects)), (vec![3], vec![1, 2]), "nothing waits any more");
+    bench.hear(&[4, 5].map(|n| order_at(EPOCH, n, 1.0)));
+    assert_eq!(results(&bench.end(3, b"3")), [0; 0]);
+    assert_eq!(results(&bench.after(GATHER_US - 1)), [0; 0]);
+    assert_eq!(results(&bench.after(1)), [3]);
 }

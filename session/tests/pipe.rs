@@ -137,12 +137,12 @@ impl World {
     fn node(&mut self, event: impl FnOnce(&mut Session, u64, &mut Vec<Effect>)) {
         let mut out = Vec::new();
         event(&mut self.session, self.now_us, &mut out);
-        self.session.flush(&mut out);
+        self.session.flush(self.now_us, &mut out);
         while !out.is_empty() {
             for effect in std::mem::take(&mut out) {
                 self.node_effect(effect, &mut out);
             }
-            self.session.flush(&mut out);
+            self.session.flush(self.now_us, &mut out);
         }
     }
 

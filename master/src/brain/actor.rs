@@ -120,6 +120,7 @@ impl Actor {
         // Whoever comes now is told that we stop; what came before is still done.
         mailbox.close();
         self.drain(&mut mailbox);
+        self.gathered.end();
         self.perform();
         self.end().await
     }

@@ -20,6 +20,9 @@ const OP_BYTES: usize = 512;
 /// After a failure the store is tried again no sooner than this, however many callers come. How long what
 /// was already accepted waits is the scheduler's business.
 const PAUSE_US: u64 = 100_000;
+/// Transactions that accept nothing begin at least this far apart, so that many small ends share one: each
+/// costs the processor as much as some tasks. An acceptance does not wait.
+const APART_US: u64 = 5_000;
 /// What is old is forgotten this often …
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// … and, while there is more to forget, in steps this far apart, so that they never crowd commits out.
@@ -69,6 +72,10 @@ pub(super) struct Gathered {
     in_flight: bool,
     last: WriteSeq,
     failing: bool,
+    /// Whether somebody waits for a task to be accepted, or the program for the end.
+    urgent: bool,
+    ending: bool,
+    begun_us: u64,
     not_before_us: u64,
 }
 
@@ -77,12 +84,18 @@ impl Gathered {
     pub(super) fn push(&mut self, seq: WriteSeq, op: Op) {
         self.bytes += op_bytes(&op);
         self.last = seq;
+        self.urgent |= matches!(op, Op::TaskAccepted(_));
         self.ops.push_back((seq, op));
     }
 
     /// Whether so much waits that nothing more may come in.
     pub(super) fn is_choked(&self) -> bool {
         self.bytes > CHOKE_BYTES
+    }
+
+    /// The program ends: nothing waits for more from now on.
+    pub(super) const fn end(&mut self) {
+        self.ending = true;
     }
 
     /// Whether everything is on disk.
@@ -92,12 +105,18 @@ impl Gathered {
 
     /// When to look again, if there is something that only waits for time to pass.
     pub(super) fn wake_us(&self) -> Option<u64> {
-        (!self.in_flight && !self.ops.is_empty()).then_some(self.not_before_us)
+        (!self.in_flight && !self.ops.is_empty()).then(|| self.due_us())
+    }
+
+    fn due_us(&self) -> u64 {
+        let apart_us =
+            if self.urgent || self.ending || self.begun_us == 0 { 0 } else { self.begun_us + APART_US };
+        self.not_before_us.max(apart_us)
     }
 
     /// The next transaction, if there is something to write and none is on its way.
     pub(super) fn next(&mut self, now_us: u64) -> Option<Batch> {
-        if self.in_flight || self.ops.is_empty() || now_us < self.not_before_us {
+        if self.in_flight || self.ops.is_empty() || now_us < self.due_us() {
             return None;
         }
         let (mut batch, mut bytes) = (Batch { through: self.last, ops: Vec::new() }, 0);
@@ -112,6 +131,9 @@ impl Gathered {
             }
         }
         self.in_flight = true;
+        self.begun_us = now_us;
+        // Of a transaction that is full the rest is as urgent as before.
+        self.urgent &= !self.ops.is_empty();
         Some(batch)
     }
 
@@ -134,6 +156,7 @@ impl Gathered {
                 self.not_before_us = now_us.saturating_add(PAUSE_US);
                 self.ops.clear();
                 self.bytes = 0;
+                self.urgent = false;
                 Told::Failed(self.last, why)
             }
         }
@@ -172,7 +195,7 @@ pub(super) fn start(store: Arc<dyn Store>) -> (mpsc::Sender<Batch>, mpsc::Receiv
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::conformance::requeued;
+    use crate::store::conformance::{accepted, requeued};
 
     fn gathered(seqs: std::ops::RangeInclusive<u64>) -> Gathered {
         let mut gathered = Gathered::default();
@@ -208,6 +231,22 @@ mod tests {
         assert_eq!(writes.wake_us(), Some(50 + PAUSE_US));
         assert!(writes.next(49 + PAUSE_US).is_none());
         assert!(writes.next(50 + PAUSE_US).is_some());
+    }
+
+    #[test]
+    fn ends_wait_for_each_other_and_an_acceptance_for_nothing() {
+        let mut writes = gathered(1..=1);
+        assert!(writes.next(100).is_some(), "the first has nothing to wait for");
+        writes.done(Outcome { through: WriteSeq(1), failed: None }, 200);
+        writes.push(WriteSeq(2), requeued(2));
+        assert!(writes.next(200).is_none());
+        assert_eq!(writes.wake_us(), Some(100 + APART_US));
+        writes.push(WriteSeq(3), accepted(3, None));
+        assert_eq!(writes.next(200).map(|batch| batch.ops.len()), Some(2));
+        writes.done(Outcome { through: WriteSeq(3), failed: None }, 300);
+        writes.push(WriteSeq(4), requeued(4));
+        assert!(writes.next(199 + APART_US).is_none());
+        assert!(writes.next(200 + APART_US).is_some());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) const DATABASE: &str = "evenkeel.db";
 pub const LOCK: &str = "evenkeel.lock";
 /// Connections that read.
 const READERS: u32 = 4;
+/// Statements that the writing connection keeps ready: those of one task each, and those of many rows.
+const STATEMENTS: usize = 200;
 /// Past this the write-ahead log is cut after a checkpoint.
 const WAL_KEPT_BYTES: u32 = 64 << 20;
 /// Rows of each table that one step of forgetting removes.
@@ -70,6 +72,7 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5))
             .pragma("journal_size_limit", WAL_KEPT_BYTES.to_string())
+            .statement_cache_capacity(STATEMENTS)
             .disable_statement_logging();
         let open = "open the database";
         let mut writer = within(open, options.connect()).await?.map_err(StoreError::database(open))?;
@@ -114,9 +117,7 @@ impl Sqlite {
         let begun = writer.begin_with("BEGIN IMMEDIATE").await;
         let mut transaction = begun.map_err(StoreError::database("begin a transaction"))?;
         let mut log_bytes = 0;
-        for needed in needed(ops) {
-            write::apply(&mut transaction, needed, &mut log_bytes).await?;
-        }
+        write::apply(&mut transaction, &needed(ops), &mut log_bytes).await?;
         transaction.commit().await.map_err(StoreError::database("commit a transaction"))?;
         self.log_bytes.fetch_add(log_bytes, Ordering::Relaxed);
         Ok(())

@@ -20,6 +20,7 @@ pub mod strays;
 pub mod sum;
 mod work_directory;
 
+pub(crate) use work_directory::remove_spare;
 pub use work_directory::tidy_between_commands;
 
 use crate::cancel::{Cancel, Stop};

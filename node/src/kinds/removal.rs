@@ -76,6 +76,10 @@ pub(super) fn remove(directory: &Path, give_up: Instant) -> io::Result<bool> {
     let top = match open_directory(CWD, &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(true),
+        // Something else stands in its place.
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return unlinkat(CWD, &name, AtFlags::empty()).map(|()| true).map_err(Into::into);
+        }
         Err(error) => return Err(error.into()),
     };
     loop {

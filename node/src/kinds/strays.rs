@@ -222,6 +222,7 @@ fn frozen(kill_some: impl Fn() -> usize) {
 /// directories that took too long to remove. Whether there was anything.
 pub fn sweep() -> bool {
     super::work_directory::remove_the_rest();
+    let spare = super::work_directory::remove_spare(false);
     let hanging = child::reap_abandoned();
     let of_any_thread = || children("self");
     let mut found = orphans(of_any_thread);
@@ -245,7 +246,7 @@ pub fn sweep() -> bool {
             frozen(|| kill_trees(orphans(of_any_thread).iter().filter(is_stray)));
         }
     }
-    hanging || !found.is_empty() || super::removal::is_unfinished()
+    hanging || spare || !found.is_empty() || super::removal::is_unfinished()
 }
 
 #[cfg(test)]

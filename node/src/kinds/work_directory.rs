@@ -1,12 +1,20 @@
 //! The private directory of a command, and what commands leave beside it.
+//!
+//! It is removed when its command ends. On a disk that takes longer than a short program, and waits for the
+//! syncs of others; so while many commands follow each other (a *burst*), a directory that its command has
+//! not touched in any way is as good as new and is handed on to the next. When the burst is over the empty
+//! ones that are left are removed.
 
 use super::removal;
-use rustix::fs::{AtFlags, statat};
+use rustix::fs::{AtFlags, CWD, llistxattr, statat};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     ffi::CString,
     fs, io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -20,6 +28,62 @@ const TIDY_WITHIN: Duration = Duration::from_secs(1);
 /// Rounds over a shared directory, each of a bounded number of names.
 const ROUNDS: usize = 16;
 
+/// So many commands that ended within [`BURST`] are a burst.
+const BURST_ENDS: usize = 8;
+const BURST: Duration = Duration::from_millis(100);
+/// A directory that waits longer than this for a command is removed with the next look.
+const SPARE_FOR: Duration = Duration::from_millis(200);
+/// Most directories that wait for a command.
+const MOST_SPARE: usize = 64;
+
+/// What tells that nothing has touched a directory. Each change of it, of its rights or of its entries sets a
+/// time; only one in the same clock tick as its making does not, so its looks are compared too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+    written: (i64, i64),
+    mode: u32,
+    owners: (u32, u32),
+    links: u64,
+    attributes_bytes: Option<usize>,
+}
+
+impl Stamp {
+    /// Of what stands there now; `None` where nothing can be said.
+    #[allow(clippy::useless_conversion, reason = "widths differ between processors")]
+    fn at(path: &Path) -> Option<Self> {
+        let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            changed: (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).ok()?),
+            written: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?),
+            mode: stat.st_mode,
+            owners: (stat.st_uid, stat.st_gid),
+            links: u64::from(stat.st_nlink),
+            // Not every file system has them.
+            attributes_bytes: llistxattr(path, &mut [0_u8; 0]).ok(),
+        })
+    }
+
+    /// Whether the directory there is still as it was made: the same one, and empty.
+    fn is_untouched(self, path: &Path) -> bool {
+        Self::at(path) == Some(self)
+            && removal::open_as_it_is(path)
+                .is_ok_and(|open| removal::names_in(&open).is_ok_and(|names| names.is_empty()))
+    }
+}
+
+/// A directory that waits for a command.
+#[derive(Debug)]
+struct Spare {
+    path: PathBuf,
+    stamp: Stamp,
+    since: Instant,
+}
+
 /// What commands share.
 #[derive(Debug, Default)]
 struct Shared {
@@ -27,9 +91,31 @@ struct Shared {
     commands: usize,
     /// Shared directories to be tidied, with what is to stay in them.
     directories: Vec<(PathBuf, BTreeSet<CString>)>,
+    /// When the last [`BURST_ENDS`] commands ended.
+    ends: VecDeque<Instant>,
+    spare: Vec<Spare>,
 }
 
-static SHARED: Mutex<Shared> = Mutex::new(Shared { commands: 0, directories: Vec::new() });
+static SHARED: Mutex<Shared> =
+    Mutex::new(Shared { commands: 0, directories: Vec::new(), ends: VecDeque::new(), spare: Vec::new() });
+
+impl Shared {
+    /// A command ends; whether many do.
+    fn is_burst(&mut self, now: Instant) -> bool {
+        self.ends.push_back(now);
+        if self.ends.len() > BURST_ENDS {
+            self.ends.pop_front();
+        }
+        self.ends.len() == BURST_ENDS
+            && self.ends.front().is_some_and(|first| now.saturating_duration_since(*first) < BURST)
+    }
+
+    /// The one that was used last, below this root.
+    fn take_spare(&mut self, root: &Path) -> Option<Spare> {
+        let at = self.spare.iter().rposition(|spare| spare.path.parent() == Some(root))?;
+        Some(self.spare.remove(at))
+    }
+}
 
 fn shared() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -51,12 +137,21 @@ pub fn tidy_between_commands(directories: &[&Path]) {
 /// A private directory, removed when dropped.
 pub(super) struct WorkDirectory {
     pub(super) path: PathBuf,
+    /// As it was made.
+    stamp: Option<Stamp>,
 }
 
 impl WorkDirectory {
     pub(super) fn new(root: &Path) -> io::Result<Self> {
         // Counted first, so that nothing is tidied away while it is made.
         shared().commands += 1;
+        loop {
+            let Some(Spare { path, stamp, .. }) = shared().take_spare(root) else { break };
+            if stamp.is_untouched(&path) {
+                return Ok(Self { path, stamp: Some(stamp) });
+            }
+            removal::remove_or_later(&path);
+        }
         let directory = tempfile::Builder::new()
             .prefix("evenkeel-")
             .permissions(fs::Permissions::from_mode(0o700))
@@ -65,7 +160,11 @@ impl WorkDirectory {
                 io::Error::new(error.kind(), format!("no work directory in {}: {error}", root.display()))
             });
         match directory {
-            Ok(directory) => Ok(Self { path: directory.keep() }),
+            Ok(directory) => {
+                let path = directory.keep();
+                let stamp = Stamp::at(&path);
+                Ok(Self { path, stamp })
+            }
             Err(error) => {
                 one_less();
                 Err(error)
@@ -76,9 +175,28 @@ impl WorkDirectory {
 
 impl Drop for WorkDirectory {
     fn drop(&mut self) {
-        removal::remove_or_later(&self.path);
+        let now = Instant::now();
+        let again = shared().is_burst(now);
+        let untouched = self.stamp.filter(|stamp| again && stamp.is_untouched(&self.path));
+        let spare = untouched.map(|stamp| Spare { path: self.path.clone(), stamp, since: now });
+        match spare {
+            Some(spare) if shared().spare.len() < MOST_SPARE => shared().spare.push(spare),
+            _ => removal::remove_or_later(&self.path),
+        }
         one_less();
     }
+}
+
+/// Removes directories that wait for a command: `all`, or those that have waited for long. Whether some are
+/// left.
+pub(crate) fn remove_spare(all: bool) -> bool {
+    let mut shared = shared();
+    let is_old = |spare: &mut Spare| all || spare.since.elapsed() >= SPARE_FOR;
+    let old: Vec<Spare> = shared.spare.extract_if(.., is_old).collect();
+    let left = !shared.spare.is_empty();
+    drop(shared);
+    old.iter().for_each(|spare| removal::remove_or_later(&spare.path));
+    left
 }
 
 /// A command is over; after the last one shared directories are tidied, before another can begin.
@@ -88,7 +206,10 @@ fn one_less() {
     if shared.commands == 0 {
         let give_up = Instant::now() + TIDY_WITHIN;
         for (directory, kept) in &shared.directories {
-            if let Err(error) = tidy(directory, kept, give_up) {
+            let spare = shared.spare.iter().filter(|spare| spare.path.parent() == Some(directory));
+            let spare = spare.filter_map(|spare| CString::new(spare.path.file_name()?.as_bytes()).ok());
+            let kept = kept.iter().cloned().chain(spare).collect();
+            if let Err(error) = tidy(directory, &kept, give_up) {
                 tracing::warn!(path = %directory.display(), %error, "it is not tidy");
             }
         }
@@ -120,7 +241,6 @@ fn tidy(directory: &Path, kept: &BTreeSet<CString>, give_up: Instant) -> io::Res
 }
 
 fn join(directory: &Path, name: &CString) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
     directory.join(std::ffi::OsStr::from_bytes(name.as_bytes()))
 }
 
@@ -164,5 +284,53 @@ mod tests {
         tidy(shared.path(), &kept, Instant::now() + Duration::from_secs(60)).unwrap();
         let left: Vec<_> = fs::read_dir(shared.path()).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(left, ["agent"]);
+    }
+
+    /// The paths that so many commands get one after the other, each of which does this in its own.
+    fn paths(root: &Path, commands: usize, work: impl Fn(&Path)) -> Vec<PathBuf> {
+        let command = |_| {
+            let directory = WorkDirectory::new(root).unwrap();
+            assert_eq!(fs::read_dir(&directory.path).unwrap().count(), 0);
+            assert_eq!(fs::metadata(&directory.path).unwrap().permissions().mode() & 0o7777, 0o700);
+            work(&directory.path);
+            directory.path.clone()
+        };
+        (0..commands).map(command).collect()
+    }
+
+    #[test]
+    fn in_a_burst_an_untouched_directory_is_handed_on_and_in_the_end_none_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let first = paths(root.path(), 1, |_| ());
+        assert!(!first[0].exists(), "alone it is removed at once");
+        let all = paths(root.path(), 1_000, |_| ());
+        assert!(all.iter().collect::<BTreeSet<_>>().len() < all.len());
+        remove_spare(true);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_was_touched_in_any_way_is_not_handed_on() {
+        let root = tempfile::tempdir().unwrap();
+        let ways: [&dyn Fn(&Path); 4] = [
+            &|path| fs::write(path.join("file"), "").unwrap(),
+            &|path| fs::create_dir(path.join("folder")).unwrap(),
+            &|path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap(),
+            &|path| {
+                fs::remove_dir(path).unwrap();
+                std::os::unix::fs::symlink("/", path).unwrap();
+            },
+        ];
+        for way in ways {
+            paths(root.path(), 100, way);
+            shared().ends.clear();
+        }
+        // Behind the back of what waits, too.
+        paths(root.path(), 100, |_| ());
+        let waiting: Vec<_> = shared().spare.iter().map(|spare| spare.path.clone()).collect();
+        waiting.iter().for_each(|path| fs::write(path.join("file"), "").unwrap());
+        paths(root.path(), 1, |_| ());
+        remove_spare(true);
+        assert_eq!(fs::read_dir(root.path()).unwrap().flatten().count(), 0);
     }
 }

@@ -45,7 +45,7 @@ impl Session {
         }
         let (running, uncommitted) = (self.runs.active(), self.runs.kept());
         if running == 0 && uncommitted == 0 && self.is_open() {
-            self.flush(out);
+            self.flush(now_us, out);
             let leaving = ToMaster::Leaving(Leaving { epoch: self.epoch });
             self.outbox.put(|message| leaving.put(message));
             self.send_gathered(out);

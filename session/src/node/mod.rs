@@ -36,6 +36,11 @@ pub const SILENCE_US: u64 = 3 * PING_INTERVAL_MS * 1_000;
 const STABLE_US: u64 = 5_000_000;
 /// Bytes that may wait to be written; further results stay where they are kept until some are written.
 pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// Results are gathered for so long while other runs wait here for a slot: the node has work, so the master
+/// need not hurry, and a message of its own would cost as much as a short run.
+pub const GATHER_US: u64 = 5_000;
+/// So many results are enough for a message.
+const GATHERED: usize = 16;
 /// Most runs in one frame, so that its header stays below the bound of headers.
 const MAX_IDS: usize = 8_192;
 /// Longest reason that is sent, in characters.
@@ -73,6 +78,8 @@ pub struct Session {
     /// Whether our own drain is still to be told on this channel.
     tell_draining: bool,
     handbacks: Vec<(String, Vec<RunRef>)>,
+    /// When the results that are being gathered have to go.
+    results_due_us: Option<u64>,
     outbox: Outbox,
     waiting_bytes: usize,
     last_heard_us: u64,
@@ -95,6 +102,7 @@ impl Session {
             draining: None,
             tell_draining: false,
             handbacks: Vec::new(),
+            results_due_us: None,
             outbox: Outbox::default(),
             waiting_bytes: 0,
             last_heard_us: 0,
@@ -241,6 +249,7 @@ impl Session {
     pub fn ended(&mut self, now_us: u64, run: RunId, ended: Ended, out: &mut Vec<Effect>) {
         self.runs.ended(run, ended);
         self.reads.look(run, None);
+        self.results_due_us.get_or_insert(now_us.saturating_add(GATHER_US));
         self.settle(now_us, out);
     }
 
@@ -294,8 +303,9 @@ impl Session {
     }
 
     /// Sends what was gathered, in as few messages as possible: call it after each batch of events. Results
-    /// past [`WINDOW_BYTES`] stay until some are written.
-    pub fn flush(&mut self, out: &mut Vec<Effect>) {
+    /// past [`WINDOW_BYTES`] stay until some are written; while runs wait for a slot, results wait for others
+    /// for up to [`GATHER_US`].
+    pub fn flush(&mut self, now_us: u64, out: &mut Vec<Effect>) {
         if !matches!(self.phase, Phase::Open { .. }) {
             return;
         }
@@ -318,16 +328,27 @@ impl Session {
                 }
             }
         }
-        while self.waiting_bytes.saturating_add(self.outbox.bytes()) < WINDOW_BYTES {
-            let Some(Unsent { header, body, log }) = self.runs.next_unsent(epoch) else { break };
-            if let Some(tails) = log {
-                self.send_tails(header.run, &tails);
+        if !self.gathers(now_us) {
+            self.results_due_us = None;
+            while self.waiting_bytes.saturating_add(self.outbox.bytes()) < WINDOW_BYTES {
+                let Some(Unsent { header, body, log }) = self.runs.next_unsent(epoch) else { break };
+                if let Some(tails) = log {
+                    self.send_tails(header.run, &tails);
+                }
+                self.outbox.put(|message| ToMaster::Result(header, body).put(message));
             }
-            self.outbox.put(|message| ToMaster::Result(header, body).put(message));
         }
         self.serve_reads(out);
         self.send_gathered(out);
         self.schedule(out);
+    }
+
+    /// Whether results wait for others to go with.
+    fn gathers(&self, now_us: u64) -> bool {
+        self.results_due_us.is_some_and(|due_us| now_us < due_us)
+            && self.runs.waiting() > 0
+            && self.runs.unsent() < GATHERED
+            && self.draining.is_none()
     }
 
     /// Whether the greeting is done.
@@ -456,7 +477,8 @@ impl Session {
             Some(us) => Some(us),
             None => drain.deadline_us.filter(|_| !drain.expired),
         });
-        let wake_us = phase.into_iter().chain(drain).min();
+        let results = self.results_due_us.filter(|_| self.is_open());
+        let wake_us = phase.into_iter().chain(drain).chain(results).min();
         if self.wake_us != wake_us {
             self.wake_us = wake_us;
             out.extend(wake_us.map(Effect::WakeAt));

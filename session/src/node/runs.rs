@@ -151,6 +151,10 @@ impl Runs {
         self.waiting.len()
     }
 
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent.len()
+    }
+
     pub(super) fn kept(&self) -> usize {
         self.kept.len()
     }

@@ -42,7 +42,7 @@ impl World {
         let Some(session) = node.session.as_mut() else { return };
         let mut effects = Vec::new();
         act(session, &mut effects);
-        session.flush(&mut effects);
+        session.flush(now_us, &mut effects);
         self.node_effects(now_us, at, effects);
     }
 
