@@ -78,7 +78,7 @@ fn gone(marker: &str, after: &str) {
 }
 
 #[test]
-fn nothing_of_a_hostile_program_is_left_after_a_cancel_a_timeout_a_killed_node_or_a_stop() {
+fn nothing_of_a_hostile_program_is_left_after_a_cancel_a_timeout_a_drain_a_killed_node_or_a_stop() {
     let cluster = Cluster::up_processes(&["--nodes", "1", "--cpus", "0.9"]);
     let start = |number, limits: &[&str]| {
         let (script, marker) = hostile(number);
@@ -98,6 +98,17 @@ fn nothing_of_a_hostile_program_is_left_after_a_cancel_a_timeout_a_killed_node_o
     let task = cluster.wait_for_task(&timed_out, "failed", 30);
     assert_eq!(task["error"]["code"], "timeout", "{task}");
     gone(&marker, "its timeout");
+
+    // Handed back past the deadline of a drain, which costs no attempt; there is no other node to take it.
+    let (drained, marker) = start(5, &[]);
+    let node = cluster.node_of(&drained, 10);
+    cluster.evenkeel(&["node-manager", "drain", &node, "--drain-deadline", "1s"]);
+    let task = cluster.wait_for_task(&drained, "queued", 30);
+    assert_eq!(task["attempt"], 0, "{task}");
+    gone(&marker, "a drain");
+    cluster.evenkeel(&["task", "cancel", &drained]);
+    cluster.evenkeel(&["node-manager", "resume", &node]);
+    cluster.wait_for_ready(1, 30);
 
     let (lost, marker) = start(3, &["--max-attempts", "1"]);
     let node = cluster.node_of(&lost, 10);
