@@ -191,8 +191,7 @@ fn what_they_use_up_is_theirs(bench: &Bench) {
     // Commands that are offered to the bombed node find no room there, and run all the same.
     let others: Vec<_> = (0..4).map(|_| cluster.submit(&["run", "--", "/evenkeel", "version"])).collect();
     for other in &others {
-        let task = cluster.wait_for_task(other, "succeeded", 120);
-        assert_eq!(task["attempt"], 1, "{task}");
+        cluster.wait_for_task(other, "succeeded", 120);
     }
     let task = cluster.wait_for_task(&bomb, "failed", 60);
     // On a busy machine a thousand processes keep its agent silent for longer than a node may be.

@@ -43,6 +43,8 @@ use std::{
 /// Stack of a slot's thread: nothing on it recurses deeper than `fib` (60 small frames), and only what is
 /// touched takes memory.
 const STACK_BYTES: usize = 256 * 1024;
+/// A run for which no thread can be started is given back after this.
+const NO_THREAD: Duration = Duration::from_secs(2);
 /// A thread without work ends after this.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -171,8 +173,20 @@ impl Slots {
         let (shared, id, run) = (Arc::clone(&self.shared), self.threads, job.attempt.run);
         let thread = std::thread::Builder::new().name("slot".to_owned()).stack_size(STACK_BYTES);
         if let Err(error) = thread.spawn(move || work(&shared, id, job)) {
-            self.shared.busy.fetch_sub(1, Ordering::SeqCst);
-            (self.shared.on_over)(run, Over::GaveBack(format!("cannot start a thread: {error}")));
+            let shared = Arc::clone(&self.shared);
+            let give_back = move || {
+                shared.busy.fetch_sub(1, Ordering::SeqCst);
+                (shared.on_over)(run, Over::GaveBack(format!("cannot start a thread: {error}")));
+            };
+            // Some other task takes all the processes that there may be. Given back at once, this run would
+            // come again at once, and so use up its free returns before that is over.
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(async move {
+                    tokio::time::sleep(NO_THREAD).await;
+                    give_back();
+                })),
+                Err(_) => give_back(),
+            }
         }
     }
 
