@@ -20,7 +20,7 @@ use crate::{
 use protocol::Timestamp;
 use scheduler::event::Event;
 use service::{state::StateDir, token};
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -94,7 +94,6 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     let router = routes::router(table)
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app.clone());
-    tokio::spawn(end_expired_tokens(app.clone(), shutdown.clone()));
     let server = tls.as_ref().map(|tls| Arc::clone(&tls.server));
     if let Some(tls) = tls {
         tokio::spawn(tls.keep(shutdown.clone()));
@@ -107,6 +106,8 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
     server::raise_open_files();
     tokio::select! {
         () = server::serve(listener, router, server::Limits::default(), server, shutdown) => {}
+        // Here and not in a task of its own, so that nothing holds the store when this ends.
+        never = end_expired_tokens(&app) => match never {},
         ended = &mut brain_ended => {
             let why = ended.err().map_or("it was not asked to".to_owned(), |error| error.to_string());
             return Err(Error::Brain(why));
@@ -120,12 +121,10 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
 }
 
 /// Ends tokens, and what was begun with them, when they expire.
-async fn end_expired_tokens(app: App, shutdown: CancellationToken) {
+async fn end_expired_tokens(app: &App) -> Infallible {
     loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOOK_AT_TOKENS) => app.end_expired_tokens().await,
-        }
+        tokio::time::sleep(LOOK_AT_TOKENS).await;
+        app.end_expired_tokens().await;
     }
 }
 
