@@ -67,8 +67,19 @@ impl Shutdown {
 
     /// As process 1 of a container: from now on only who is outside of it ends this program, not what runs
     /// inside. The kernel keeps SIGKILL and SIGSTOP of these from process 1, but not what it has handlers for.
+    ///
+    /// The handlers that tell of a stack overflow are taken away for that reason: they run on a small stack of
+    /// their own, and a storm of signals overflows it.
+    #[allow(unsafe_code, reason = "signal handlers are in no safe library that we use")]
     pub fn only_from_outside(&self) {
-        self.only_from_outside.store(process::id() == 1, Ordering::Relaxed);
+        if process::id() != 1 {
+            return;
+        }
+        self.only_from_outside.store(true, Ordering::Relaxed);
+        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+            // SAFETY: it takes numbers; the default is what the system does without a program's help.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
     }
 
     /// Cancelled by the first signal.
