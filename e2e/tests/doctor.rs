@@ -24,8 +24,12 @@ impl Nowhere {
     }
 
     fn doctor(&self) -> Command {
+        self.doctor_as("json")
+    }
+
+    fn doctor_as(&self, format: &str) -> Command {
         let mut command = Command::new(evenkeel_binary());
-        command.args(["doctor", "-o", "json", "--cluster", &self.name, "--state-dir"]).arg(self.state.path());
+        command.args(["doctor", "-o", format, "--cluster", &self.name, "--state-dir"]).arg(self.state.path());
         // The usual port may be somebody else's on the machine that the test runs on.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);
         command
@@ -178,8 +182,8 @@ fn a_subnet_that_another_network_has_is_named_with_a_free_one() {
 #[test]
 fn the_table_is_for_people() {
     let nowhere = Nowhere::new("table");
-    let mut doctor = nowhere.doctor();
-    let ran = try_run(doctor.args(["-o", "table"]).env("DOCKER_HOST", "tcp://127.0.0.1:1"), "");
+    let mut doctor = nowhere.doctor_as("table");
+    let ran = try_run(doctor.env("DOCKER_HOST", "tcp://127.0.0.1:1"), "");
     assert_eq!(ran.code, 6, "{ran:?}");
     assert!(ran.stdout.contains("mend: unset DOCKER_HOST") && !ran.stdout.contains('\u{1b}'), "{ran:?}");
     assert!(ran.stderr.contains("1 failure"), "{ran:?}");
