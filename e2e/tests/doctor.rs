@@ -173,9 +173,6 @@ fn a_subnet_that_another_network_has_is_named_with_a_free_one() {
     let ran = doctor(&free);
     assert_eq!(ran.code, 0, "{ran:?}");
 
-    // A route of this host, whose network Docker knows nothing of.
-    let routes = fs::read_to_string("/proc/net/route").unwrap();
-    assert!(routes.lines().count() > 1, "{routes}");
     assert_eq!(doctor("172.18.0.0").code, 2);
 }
 
