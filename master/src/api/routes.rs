@@ -24,7 +24,8 @@ const SEE_KINDS: Access = Scopes(&[Read, Submit, Operate, Manager]);
 const TASKS: Access = Scopes(&[Submit, Operate]);
 const KEEP: Access = Scopes(&[Operate, Manager]);
 const ADMIN: Access = Scopes(&[]);
-const ANY_TOKEN: Access = Scopes(&[Read, Submit, Operate, Node, Manager]);
+/// All but a join token, which opens the door and nothing else.
+const ANY_CALLER: Access = Scopes(&[Read, Submit, Operate, Manager]);
 
 /// The table.
 pub(crate) fn table() -> Vec<Route> {
@@ -54,7 +55,7 @@ pub(crate) fn table() -> Vec<Route> {
         route(g.clone(), "/v1/status", SEE, get(whole::status)),
         route(g.clone(), "/v1/kinds", SEE_KINDS, get(whole::kinds)),
         route(g.clone(), "/v1/tokens", ADMIN, get(tokens::list)),
-        route(g.clone(), "/v1/tokens/current", ANY_TOKEN, get(tokens::current)),
+        route(g.clone(), "/v1/tokens/current", ANY_CALLER, get(tokens::current)),
         route(p, "/v1/tokens", Scopes(&[Manager]), post(tokens::create)),
         route(d, "/v1/tokens/{id}", ADMIN, delete(tokens::revoke)),
         route(g.clone(), "/livez", Open, get(whole::livez)),
