@@ -32,7 +32,7 @@ pub(super) fn master(facts: &Facts) -> Finding {
                     env!("CARGO_PKG_VERSION")
                 ),
                 "versions that are further than one apart do not understand each other",
-                format!("evenkeel down{flags} && evenkeel up{flags} --detach"),
+                format!("evenkeel down{flags} && evenkeel up{flags} --detach   # forgets all tasks"),
             ),
             _ => Finding::ok(CHECK, format!("the master at {url} answers and serves")),
         },
@@ -46,8 +46,19 @@ pub(super) fn master(facts: &Facts) -> Finding {
             CHECK,
             why.clone(),
             "nothing can be submitted; nodes go on with what they have",
-            format!("evenkeel down{flags} && evenkeel up{flags} --detach"),
+            start_again(facts),
         ),
+    }
+}
+
+/// Never a `down`, which forgets what was accepted.
+fn start_again(facts: &Facts) -> String {
+    let ours = facts.docker.daemon.iter().flat_map(|daemon| &daemon.containers);
+    let lives = ours.filter(|container| container.cluster == facts.cluster).any(|it| !it.has_ended);
+    match facts.runtime {
+        // `up` would say that the cluster is up already.
+        Some(RuntimeArg::Docker) if lives => format!("docker start {}", master_name(&facts.cluster)),
+        _ => format!("evenkeel up{} --detach", facts.flags),
     }
 }
 
@@ -112,7 +123,7 @@ fn at_master(facts: &Facts, place: &str, create: &str) -> Finding {
             CHECK,
             format!("the master does not take the token of {place}: {why}"),
             "the token is of an earlier cluster, was revoked, or has ended",
-            format!("evenkeel down{0} && evenkeel up{0} --detach", facts.flags),
+            format!("evenkeel down{0} && evenkeel up{0} --detach   # forgets all tasks", facts.flags),
         ),
     }
 }

@@ -6,7 +6,7 @@ use super::super::{
 };
 use crate::up::runtime::RuntimeArg;
 use node_manager::docker::{
-    facts::DaemonFacts,
+    facts::{DaemonFacts, OurContainer},
     network::network_name,
     subnet::{Subnet, free_subnet},
 };
@@ -210,11 +210,20 @@ pub(super) fn leftovers(facts: &Facts) -> Vec<Finding> {
     let ended: Vec<&str> =
         ours.iter().filter(|it| it.has_ended).map(|container| container.name.as_str()).collect();
     if !ended.is_empty() {
+        // Of master and manager the state is in volumes; a node that has ended is replaced, not started again.
+        let is_started = |it: &&OurContainer| it.has_ended && it.role != "node";
+        let started: Vec<&str> =
+            ours.iter().copied().filter(is_started).map(|container| container.name.as_str()).collect();
+        let mend = match (ended.len() == ours.len(), started.as_slice()) {
+            (true, _) => format!("evenkeel up{} --detach", facts.flags),
+            (false, []) => format!("docker rm {}", ended.join(" ")),
+            (false, started) => format!("docker start {}", started.join(" ")),
+        };
         findings.push(Finding::warning(
             CHECK,
             format!("containers of this cluster have ended: {}", ended.join(", ")),
             "they hold their names, and show that something ended them",
-            format!("evenkeel down{}", facts.flags),
+            mend,
         ));
     }
     // A node may have an image of its own; master and manager are always made of this program.
@@ -228,7 +237,7 @@ pub(super) fn leftovers(facts: &Facts) -> Vec<Finding> {
             CHECK,
             format!("these run another version than this program: {}", old.join(", ")),
             "what is new in this program is not there, and its fixes are not either",
-            format!("evenkeel down{0} && evenkeel up{0} --detach", facts.flags),
+            format!("evenkeel down{0} && evenkeel up{0} --detach   # forgets all tasks", facts.flags),
         ));
     }
     let clusters: BTreeSet<&str> = others.iter().map(|it| it.cluster.as_str()).collect();

@@ -316,7 +316,11 @@ fn an_overlap_names_who_has_the_subnet_and_a_free_one() {
 fn containers_that_are_left_over_are_named() {
     let add = |container: OurContainer| with_daemon(|daemon| daemon.containers.push(container));
     let finding = add(container("evenkeel-default-default-1", "default", "node", true, "sha256:1"));
-    expect(&finding, "containers", Verdict::Warning, "evenkeel-default-default-1", "evenkeel down");
+    expect(&finding, "containers", Verdict::Warning, "default-1", "docker rm evenkeel-default-default-1");
+    let finding = add(container("evenkeel-default-manager", "default", "manager", true, "sha256:1"));
+    expect(&finding, "containers", Verdict::Warning, "manager", "docker start evenkeel-default-manager");
+    let finding = with_daemon(|daemon| daemon.containers[0].has_ended = true);
+    expect(&finding, "containers", Verdict::Warning, "evenkeel-default-master", "evenkeel up --detach");
     let finding = add(container("evenkeel-default-manager", "default", "manager", false, "sha256:0"));
     expect(&finding, "containers", Verdict::Warning, "another version", "evenkeel up --detach");
     let finding = add(container("evenkeel-old-master", "old", "master", true, "sha256:0"));
@@ -414,7 +418,7 @@ fn a_master_that_should_be_there_and_is_not_is_a_failure() {
         facts.master.lives = Err("no connection to the master".to_owned());
         facts.token.at_master = TokenAtMaster::NotAsked;
     });
-    expect(&finding, "master", Verdict::Failure, "no connection", "evenkeel up --detach");
+    expect(&finding, "master", Verdict::Failure, "no connection", "docker start evenkeel-default-master");
     let finding = only(|facts| facts.master.ready = Err("the store refuses".to_owned()));
     expect(
         &finding,
