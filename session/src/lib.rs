@@ -10,6 +10,7 @@
 //!   answers who reads what runs print, and sends the end of it ahead of their results.
 //! - [`close::CloseReason`]: why a channel was closed, as WebSocket close codes.
 //! - [`follow`]: reading a log piece by piece.
+//! - [`lease`]: who of several masters leads, and until when.
 //! - [`backoff`]: how long to wait before trying again; [`retry`]: whether a client's request is tried again.
 //!
 //! What holds whatever the network does (the property tests of `tests/pipe.rs` join the two ends by a
@@ -26,6 +27,7 @@
 pub mod backoff;
 pub mod close;
 pub mod follow;
+pub mod lease;
 pub mod master;
 pub mod node;
 mod outbox;
