@@ -68,9 +68,13 @@ pub struct Explanation {
     /// Estimated CPU time of the task; null if nothing is known of its kind.
     #[serde(default)]
     pub estimated_cpu_ms: Option<f64>,
-    /// Predicted running time where it was sent; null while it waits.
+    /// Running time that was predicted where it was sent, when it was sent; null while it waits.
     #[serde(default)]
     pub predicted_run_ms: Option<f64>,
+    /// The same predicted anew now: what is left of it, at the rate at which its node runs it now; null unless
+    /// it runs, or if nothing is known of its kind.
+    #[serde(default)]
+    pub remaining_ms: Option<f64>,
     /// The nodes that were looked at, best first, at most 16.
     pub candidates: Vec<Candidate>,
 }

@@ -90,6 +90,10 @@ impl Entry {
     fn wants_cpu(&self) -> bool {
         self.estimate.cpu_s > 0.0
     }
+
+    fn left_s(&self, busy_cores: f64, offer: &Offer) -> f64 {
+        self.off_left_s + self.cpu_left_s / offer.rate(self.cores, busy_cores)
+    }
 }
 
 /// The runs in flight on one node.
@@ -194,11 +198,8 @@ impl Ledger {
             return 0.0;
         }
         let busy = self.busy_cores();
-        let mut ends: Vec<(f64, u32)> = self
-            .runs
-            .values()
-            .map(|entry| (entry.off_left_s + entry.cpu_left_s / offer.rate(entry.cores, busy), entry.slots))
-            .collect();
+        let mut ends: Vec<(f64, u32)> =
+            self.runs.values().map(|entry| (entry.left_s(busy, offer), entry.slots)).collect();
         ends.sort_by(|one, other| one.0.total_cmp(&other.0));
         for (end_s, freed) in ends {
             free += freed;
@@ -207,6 +208,12 @@ impl Ledger {
             }
         }
         f64::INFINITY
+    }
+
+    /// How long a run goes on from the last [`Ledger::drain`] on, at the rate that it has now; in seconds.
+    #[must_use]
+    pub fn left_s(&self, run: RunId, offer: &Offer) -> Option<f64> {
+        self.runs.get(&run).map(|entry| entry.left_s(self.busy_cores(), offer))
     }
 
     /// τ: how long a new task of `cores` would run here beside what is in flight, and at what rate.
@@ -270,6 +277,8 @@ mod tests {
         assert!((ledger.free_in_s(1, 2, &offer(1.0)) - 0.5).abs() < 1e-9);
         assert!((ledger.free_in_s(2, 2, &offer(1.0)) - 9.5).abs() < 1e-9);
         assert_eq!(ledger.free_in_s(3, 2, &offer(1.0)), f64::INFINITY);
+        assert!((ledger.left_s(RunId(1), &offer(0.25)).unwrap() - 2.0).abs() < 1e-9);
+        assert_eq!(ledger.left_s(RunId(3), &offer(1.0)), None);
     }
 
     #[test]

@@ -196,6 +196,39 @@ fn a_hog_in_one_container_is_seen_and_predicted_and_the_others_are_not_disturbed
 }
 
 #[test]
+fn a_hog_that_comes_while_a_task_runs_is_seen_in_what_is_left_of_it() {
+    let mut cluster = Cluster::new(Policy::FinishTime, &[0.8]);
+    let mut sizes = BTreeMap::new();
+    let learnt = cluster.world.submit(fib(38)).0;
+    sizes.insert(learnt, cpu_s(38));
+    while cluster.ran.is_empty() {
+        cluster.step(&sizes);
+    }
+    let task = cluster.world.submit(fib(43)).0;
+    sizes.insert(task, cpu_s(43));
+    let started_us = cluster.world.now_us;
+    let mut anew = None;
+    while cluster.ran.len() < 2 {
+        cluster.step(&sizes);
+        let passed_us = cluster.world.now_us - started_us;
+        if passed_us == 500_000 {
+            cluster.machines.get_mut(&node(1)).unwrap().hogs = 1.0;
+        }
+        if passed_us == 1_500_000 {
+            let left_ms = cluster.world.core.explain(task, cluster.world.now()).unwrap().remaining_ms;
+            anew = left_ms.map(|left_ms| passed_us as f64 / 1e6 + left_ms / 1e3);
+        }
+        assert!(passed_us < 60_000_000);
+    }
+    let (_, _, at_first, took_s) = cluster.ran[1];
+    let (at_first, anew) = (at_first.unwrap() / took_s, anew.unwrap() / took_s);
+    assert!(at_first < 0.7, "nobody could know of the hog: {at_first}");
+    assert!((0.9..1.1).contains(&anew), "{anew}");
+    let ended = cluster.world.core.explain(task, cluster.world.now()).unwrap();
+    assert_eq!(ended.remaining_ms, None);
+}
+
+#[test]
 fn every_policy_ends_all_tasks() {
     for policy in Policy::ALL {
         let mut cluster = Cluster::new(policy, &[0.5, 1.0, 2.0]);

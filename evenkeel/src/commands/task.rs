@@ -287,6 +287,9 @@ fn print_explanation(explanation: &Explanation) -> Result<(), Failure> {
         ms(explanation.estimated_cpu_ms),
         ms(explanation.predicted_run_ms)
     ))?;
+    if explanation.remaining_ms.is_some() {
+        output::data(format_args!("left of it as things are now: {}", ms(explanation.remaining_ms)))?;
+    }
     let rows: Vec<_> = explanation
         .candidates
         .iter()

@@ -271,6 +271,7 @@ pub(crate) async fn explain(
         position: None,
         estimated_cpu_ms: None,
         predicted_run_ms: None,
+        remaining_ms: None,
         candidates: Vec::new(),
     }))
 }

@@ -250,8 +250,20 @@ impl Core {
             position: None,
             estimated_cpu_ms: decision.and_then(|decision| decision.cpu_s).map(|cpu_s| cpu_s * 1e3),
             predicted_run_ms: decision.and_then(|decision| decision.run_s).map(|run_s| run_s * 1e3),
+            remaining_ms: live.and_then(|live| self.left_s(live, now)).map(|left_s| left_s * 1e3),
             candidates: candidates.unwrap_or_default(),
         })
+    }
+
+    /// What is left of a running task, in seconds, by what its node gave it so far and gives it now.
+    fn left_s(&self, live: &Live, now: Now) -> Option<f64> {
+        let attempt = live.life.current()?;
+        let node = self.nodes.get(&attempt.node)?;
+        node.ledger.get(attempt.run).filter(|entry| entry.estimate.is_known())?;
+        let offer = node.offer(now.mono_us);
+        let mut ledger = node.ledger.clone();
+        ledger.drain(now.mono_us, &offer);
+        ledger.left_s(attempt.run, &offer)
     }
 
     fn candidate(&self, seen: &Seen, verdict: &str) -> Candidate {
@@ -303,6 +315,7 @@ impl Core {
             position: Some(self.queue.position(class, id, item, MOST_COUNTED)),
             estimated_cpu_ms: estimate.is_known().then_some(estimate.cpu_s * 1e3),
             predicted_run_ms: None,
+            remaining_ms: None,
             candidates: seen.iter().map(|(one, verdict)| self.candidate(one, verdict)).collect(),
         }
     }
