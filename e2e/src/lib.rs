@@ -2,7 +2,7 @@
 //! command line, and taken away again however the test ends.
 //!
 //! The tests stand where a user stands: they run the `evenkeel` binary and `docker`, and look at what comes
-//! out. Nothing of the product is linked in.
+//! out. Nothing of the product is linked in. [`chaos`] breaks things at random and watches what clients see.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
     reason = "a harness of tests fails by panicking"
 )]
 
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod images;

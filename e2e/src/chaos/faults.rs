@@ -1,0 +1,88 @@
+//! What happens to a cluster when, decided by a seed.
+
+use super::stage::{Actor, Stage};
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use std::{collections::BTreeMap, thread, time::Duration};
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// `kill -9` of the master, which is started again at once.
+    KillMaster,
+    /// `kill -9` of the master, which is started again only after a while.
+    MasterAway,
+    /// The master is stopped and goes on later.
+    FreezeMaster,
+    /// `kill -9` of a node; its manager makes another one.
+    KillNode,
+    /// A node is stopped and goes on later, before or after it counts as lost.
+    FreezeNode,
+    /// `kill -9` of the manager, which is started again at once.
+    KillManager,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::KillMaster,
+        Self::MasterAway,
+        Self::FreezeMaster,
+        Self::KillNode,
+        Self::FreezeNode,
+        Self::KillManager,
+    ];
+}
+
+/// Faults from one seed.
+#[derive(Debug)]
+pub struct Faults {
+    random: SmallRng,
+    longest_pause: Duration,
+    /// How often each happened.
+    pub played: BTreeMap<Fault, u32>,
+}
+
+impl Faults {
+    /// The faults of this seed, with pauses of up to `longest_pause` between them.
+    #[must_use]
+    pub fn new(seed: u64, longest_pause: Duration) -> Self {
+        Self { random: SmallRng::seed_from_u64(seed), longest_pause, played: BTreeMap::new() }
+    }
+
+    fn pause(&mut self, longest: Duration) {
+        thread::sleep(self.random.random_range(Duration::ZERO..=longest));
+    }
+
+    /// Waits a random time, then does something to somebody.
+    pub fn play_next(&mut self, stage: &mut Stage) {
+        self.pause(self.longest_pause);
+        let fault = Fault::ALL[self.random.random_range(0..Fault::ALL.len())];
+        match fault {
+            Fault::KillMaster => stage.kill(Actor::Master),
+            Fault::MasterAway => {
+                stage.kill(Actor::Master);
+                self.pause(Duration::from_secs(2));
+            }
+            Fault::FreezeMaster => {
+                stage.freeze(Actor::Master);
+                self.pause(Duration::from_secs(3));
+                stage.thaw(Actor::Master);
+            }
+            Fault::KillNode => {
+                let which = self.random.random();
+                stage.kill_node(which);
+            }
+            Fault::FreezeNode => {
+                let which = self.random.random();
+                if let Some(frozen) = stage.freeze_node(which) {
+                    // Longer than it takes to count as lost, in half of the cases.
+                    self.pause(Duration::from_secs(10));
+                    stage.thaw_node(&frozen);
+                }
+            }
+            Fault::KillManager => stage.kill(Actor::Manager),
+        }
+        stage.start_missing();
+        *self.played.entry(fault).or_default() += 1;
+    }
+}

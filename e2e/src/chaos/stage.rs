@@ -1,0 +1,263 @@
+//! The processes of one cluster, and what can be done to them.
+
+use crate::{evenkeel_binary, eventually, run, try_run};
+use serde_json::Value;
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+use tempfile::TempDir;
+
+/// Who can be killed and started again by us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// The master.
+    Master,
+    /// The manager of the only pool.
+    Manager,
+}
+
+/// A node that was stopped.
+#[derive(Debug)]
+pub struct Frozen {
+    pid: u32,
+}
+
+/// A master, a manager and its nodes, all processes of this host. Dropping it ends them all.
+pub struct Stage {
+    /// Its name; begins with `t-`, by which a left-over is known.
+    name: String,
+    /// The master's URL.
+    pub url: String,
+    state: TempDir,
+    master: Option<Child>,
+    manager: Option<Child>,
+}
+
+fn signal(pid: u32, signal: &str) {
+    // The process may be gone already.
+    let _ = try_run(Command::new("kill").args(["-s", signal, &pid.to_string()]), "");
+}
+
+impl Stage {
+    /// A cluster of this many nodes, all of them ready.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn raise(nodes: u32) -> Self {
+        let mut stage = Self::master_only();
+        stage.start_missing();
+        run(&mut stage.command(&["node-manager", "scale", &nodes.to_string()]));
+        eventually("the nodes are ready", 30, || {
+            let ran = try_run(&mut stage.command(&["status", "-o", "json"]), "");
+            let ready = ran.stdout.matches("\"ready\"").count();
+            if ready == nodes as usize { Ok(()) } else { Err(format!("{ran:?}")) }
+        });
+        stage
+    }
+
+    /// A master without a manager.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn master_only() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("http://127.0.0.1:{port}");
+        let state = tempfile::tempdir().unwrap();
+        let mut stage = Self { name, url, state, master: None, manager: None };
+        stage.start_master();
+        stage.wait_for_master();
+        stage
+    }
+
+    /// Waits until the master answers.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn wait_for_master(&self) {
+        eventually("the master answers", 20, || {
+            let ran = try_run(&mut self.command(&["task", "list", "--limit", "1"]), "");
+            if ran.code == 0 { Ok(()) } else { Err(format!("{ran:?}")) }
+        });
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The administrator's token.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.token_file()).unwrap().trim().to_owned()
+    }
+
+    fn token_file(&self) -> PathBuf {
+        self.state.path().join("admin.token")
+    }
+
+    /// The `evenkeel` command against this cluster.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(evenkeel_binary());
+        command
+            .args(arguments)
+            .env("EVENKEEL_CLUSTER", &self.name)
+            .env("EVENKEEL_STATE_DIR", self.state.path());
+        command.env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    fn spawn(&self, log: &str, arguments: &[&str]) -> Child {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.state.path().join(log)).unwrap();
+        let mut command = self.command(arguments);
+        command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    /// Starts the master.
+    pub fn start_master(&mut self) {
+        let token = self.token_file();
+        let listen = self.url.trim_start_matches("http://");
+        let arguments = ["master", "--listen", listen, "--bootstrap-token-file", token.to_str().unwrap()];
+        self.master = Some(self.spawn("master.log", &arguments));
+    }
+
+    /// Starts whoever was killed.
+    pub fn start_missing(&mut self) {
+        if self.master.is_none() {
+            self.start_master();
+        }
+        if self.manager.is_none() {
+            let arguments = ["node-manager", "run", "--runtime", "process", "--cpus", "0.5"];
+            self.manager = Some(self.spawn("manager.log", &arguments));
+        }
+    }
+
+    fn child(&mut self, actor: Actor) -> &mut Option<Child> {
+        match actor {
+            Actor::Master => &mut self.master,
+            Actor::Manager => &mut self.manager,
+        }
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn kill(&mut self, actor: Actor) {
+        if let Some(mut child) = self.child(actor).take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Stops it where it is.
+    pub fn freeze(&mut self, actor: Actor) {
+        if let Some(child) = self.child(actor) {
+            signal(child.id(), "STOP");
+        }
+    }
+
+    /// It goes on.
+    pub fn thaw(&mut self, actor: Actor) {
+        if let Some(child) = self.child(actor) {
+            signal(child.id(), "CONT");
+        }
+    }
+
+    /// Process ids of the nodes, in the order of their names.
+    fn node_pids(&self) -> Vec<u32> {
+        let Ok(records) = fs::read_dir(self.state.path().join("processes/processes")) else {
+            return Vec::new();
+        };
+        let mut files: Vec<PathBuf> = records.flatten().map(|file| file.path()).collect();
+        files.sort();
+        let pid = |file: &PathBuf| {
+            let record: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+            let pid = u32::try_from(record["life"]["identity"]["pid"].as_u64()?).ok()?;
+            // Only a process that still is the program: the number may be another one's by now.
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            String::from_utf8_lossy(&line).contains("evenkeel").then_some(pid)
+        };
+        files.iter().filter_map(pid).collect()
+    }
+
+    fn pick(&self, which: u32) -> Option<u32> {
+        let pids = self.node_pids();
+        pids.get(which as usize % pids.len().max(1)).copied()
+    }
+
+    /// `kill -9` of a node.
+    pub fn kill_node(&mut self, which: u32) {
+        if let Some(pid) = self.pick(which) {
+            signal(pid, "KILL");
+        }
+    }
+
+    /// Stops a node where it is.
+    pub fn freeze_node(&mut self, which: u32) -> Option<Frozen> {
+        let pid = self.pick(which)?;
+        signal(pid, "STOP");
+        Some(Frozen { pid })
+    }
+
+    /// It goes on.
+    pub fn thaw_node(&mut self, frozen: &Frozen) {
+        signal(frozen.pid, "CONT");
+    }
+
+    /// Everybody runs again.
+    pub fn heal(&mut self) {
+        for actor in [Actor::Master, Actor::Manager] {
+            self.thaw(actor);
+        }
+        self.start_missing();
+        self.wait_for_master();
+    }
+
+    /// All tasks that the master lists: id and state.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[must_use]
+    pub fn listed_tasks(&self) -> Vec<(String, String)> {
+        let mut listed = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut command = self.command(&["task", "list", "--limit", "1000", "-o", "json"]);
+            if let Some(cursor) = &cursor {
+                command.args(["--cursor", cursor]);
+            }
+            let page: Value = serde_json::from_str(&run(&mut command)).unwrap();
+            for task in page["items"].as_array().unwrap() {
+                let text = |field: &str| task[field].as_str().unwrap().to_owned();
+                listed.push((text("id"), text("state")));
+            }
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() {
+                return listed;
+            }
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.kill(Actor::Manager);
+        for pid in self.node_pids() {
+            signal(pid, "KILL");
+        }
+        self.kill(Actor::Master);
+    }
+}
