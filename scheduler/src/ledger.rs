@@ -5,7 +5,7 @@
 //! at the same rates, never below 5 % of the estimate while the run has not ended, and is gone with
 //! it, so an empty ledger is exactly 0.
 
-use crate::estimate::Estimate;
+use crate::{estimate::Estimate, event::ClientId};
 use protocol::{RunId, TaskId};
 use std::collections::BTreeMap;
 
@@ -57,6 +57,10 @@ pub struct Entry {
     pub rate_cores: f64,
     /// Whether it was told to stop: its result is not wanted, its slot is not free yet.
     pub cancelling: bool,
+    /// Who submitted its task.
+    pub client: ClientId,
+    /// Whether it has the whole node to itself, because it is suspected to end nodes.
+    pub alone: bool,
     cpu_left_s: f64,
     off_left_s: f64,
 }
@@ -82,6 +86,8 @@ impl Entry {
             started_us,
             rate_cores,
             cancelling: false,
+            client: ClientId::default(),
+            alone: false,
             cpu_left_s,
             off_left_s,
         }
@@ -120,6 +126,15 @@ impl Ledger {
         self.slots -= entry.slots;
         self.memory_bytes -= entry.memory_bytes;
         Some(entry)
+    }
+
+    /// A run that had the node to itself takes only so many slots from now on. Gives how many it took before.
+    pub fn shares(&mut self, run: RunId, slots: u32) -> Option<u32> {
+        let entry = self.runs.get_mut(&run).filter(|entry| entry.alone)?;
+        let before = std::mem::replace(&mut entry.slots, slots);
+        entry.alone = false;
+        self.slots = self.slots - before + slots;
+        Some(before)
     }
 
     /// A run, to be marked.

@@ -16,7 +16,8 @@
 //!   [`placement`] (where to), [`health`] (slow start and ejection), [`explain`];
 //! - [`task`]: the life of a task; [`node`]: the states and clocks of a node; [`idempotency`]: keys;
 //!   [`index`]: nodes found without looking at all; [`rates`]: events per second; [`retries`]: the
-//!   budget of what is tried again; [`logs`]: what tasks printed that the store does not have.
+//!   budget of what is tried again; [`suspects`]: tasks that end their nodes; [`logs`]: what tasks printed that
+//!   the store does not have.
 
 pub mod capacity;
 pub mod config;
@@ -37,6 +38,7 @@ pub mod queue;
 pub mod rates;
 pub mod record;
 pub mod retries;
+pub mod suspects;
 pub mod task;
 
 pub use config::Config;

@@ -197,10 +197,10 @@ impl Node {
     }
 
     /// Whether enough slots are free for a task of this class that could run here. A node that has to prove
-    /// itself first gets one task, however many slots that takes.
+    /// itself first gets one task, however many slots that takes; one that runs alone needs the whole node.
     #[must_use]
     pub fn has_slots(&self, class: Class, now_us: u64) -> bool {
-        class.slots() <= self.slots_free(now_us)
+        class.slots() <= self.slots_free(now_us) && class.alone.is_none()
             || self.ledger.is_empty() && self.health.slots(self.slots(), now_us) > 0
     }
 
@@ -235,7 +235,9 @@ impl Node {
                 bytes => bytes <= self.memory_free(None),
             }
             && (self.has_slots(class, now_us)
-                || length_s.is_some_and(|length_s| class.slots() == 1 && self.prefetches(length_s, now_us)))
+                || length_s.is_some_and(|length_s| {
+                    class.slots() == 1 && class.alone.is_none() && self.prefetches(length_s, now_us)
+                }))
     }
 
     /// Whether one more task of this length goes out although no slot is free: only behind tasks that
@@ -251,7 +253,10 @@ impl Node {
         self.ledger.slots() < slots + ahead
             && self.ledger.iter().all(|(_, entry)| {
                 let estimate = entry.estimate;
-                estimate.is_known() && estimate.cpu_s + estimate.off_cpu_s < SHORT_S && !entry.cancelling
+                estimate.is_known()
+                    && estimate.cpu_s + estimate.off_cpu_s < SHORT_S
+                    && !entry.cancelling
+                    && !entry.alone
             })
     }
 

@@ -310,7 +310,7 @@ fn past_its_bound_the_queue_refuses_and_what_was_accepted_still_finishes() {
         }
         world.succeed(task);
     }
-    let bytes = Config { queue_max_bytes: 3_000, ..Config::default() };
+    let bytes = Config { queue_max_bytes: 2_800, ..Config::default() };
     let mut world = World::new(bytes);
     world.submit(burn(10));
     world.submit(burn(10));

@@ -28,6 +28,7 @@ impl Core {
             node.boot_id = boot_id;
             node.report_seq = None;
             node.health = Default::default();
+            self.blame(now, id, None);
             for run in lost {
                 self.lose_run(now, id, run, "its node started anew", out);
             }
@@ -104,6 +105,7 @@ impl Core {
             self.order(id, Order::Cancel { run }, out);
             return self.order(id, Order::Committed { run }, out);
         }
+        self.came_back(task, id, run);
         self.unqueue(task);
         if self.nodes.get(&id).is_some_and(|node| node.ledger.get(run).is_some()) {
             return;

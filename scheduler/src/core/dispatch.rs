@@ -5,9 +5,11 @@
 //! is looked at only through nodes, so a full cluster costs nothing per submit.
 
 use super::state::{Entry, Stored};
+use super::suspects::Diverted;
 use super::{Attempt, Class, Core, Effect, NodeId, Now, RunId, TaskId, TaskState, Timer};
 use crate::{
     effect::Order,
+    event::ClientId,
     explain::{Decision, MOST_CANDIDATES},
     health::PROVEN_AFTER_US,
     ledger,
@@ -32,12 +34,15 @@ const LOOK_AGAIN_US: u64 = 50_000;
 
 impl Core {
     pub(super) fn dispatch(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.diverted = 0;
         for node in std::mem::take(&mut self.touched) {
             self.refresh(now, node);
             self.fill(now, node, out);
         }
-        for class in std::mem::take(&mut self.fresh) {
-            while self.place(now, class, None, out) {}
+        while let Some(class) = self.fresh.pop_first() {
+            while let Some(client) = self.queue.first_client(class)
+                && self.place(now, (class, client), None, out)
+            {}
         }
     }
 
@@ -67,14 +72,14 @@ impl Core {
             && node.status == NodeStatus::Ready
             && !self.queue.is_empty()
         {
-            let classes = self.queue.classes(&node.kinds, MOST_CLASSES);
+            let flows = self.queue.classes(&node.kinds, MOST_CLASSES);
             let could: Vec<_> =
-                classes.into_iter().filter(|class| node.could_take(*class)).take(MOST_CLASSES).collect();
-            for class in could {
-                if self.place(now, class, Some(id), out) {
+                flows.into_iter().filter(|flow| node.could_take(flow.0)).take(MOST_CLASSES).collect();
+            for flow in could {
+                if self.place(now, flow, Some(id), out) {
                     continue 'again;
                 }
-                if self.keep_free(now, id, class) {
+                if self.keep_free(now, id, flow) {
                     break;
                 }
             }
@@ -84,15 +89,16 @@ impl Core {
 
     /// A class that needs more than one slot, or memory, would starve behind small tasks: once its first
     /// has waited long enough this node is kept free for it.
-    fn keep_free(&mut self, now: Now, id: NodeId, class: Class) -> bool {
-        if class.slots() == 1 && class.memory_bytes == 0 && class.free_bytes == 0 {
+    fn keep_free(&mut self, now: Now, id: NodeId, (class, client): (Class, ClientId)) -> bool {
+        let is_small = class.slots() == 1 && class.memory_bytes == 0 && class.free_bytes == 0;
+        if is_small && class.alone.is_none() || self.runs_alone(class) {
             return false;
         }
         let Some(node) = self.nodes.get_mut(&id) else { return false };
         if node.reserved.is_some() || self.queue.reserved(class).is_some() {
             return node.reserved == Some(class);
         }
-        let waits_since = self.queue.first_order_us(class).unwrap_or(i64::MAX);
+        let waits_since = self.queue.first_order_us(class, client).unwrap_or(i64::MAX);
         if waits_since.saturating_add(RESERVE_AFTER_US) > i64::try_from(now.mono_us).unwrap_or(i64::MAX) {
             return false;
         }
@@ -102,9 +108,18 @@ impl Core {
         true
     }
 
-    /// Hands the next task of a class out, if there is a node for it. `at` is a node that has to be
-    /// among those looked at, and without which there is no need to look.
-    fn place(&mut self, now: Now, class: Class, at: Option<NodeId>, out: &mut Vec<Effect>) -> bool {
+    /// Hands the next task of a client in a class out, if there is a node for it; says whether to look again. `at`
+    /// is a node that has to be among those looked at, and without which there is no need to look.
+    fn place(
+        &mut self,
+        now: Now,
+        (class, client): (Class, ClientId),
+        at: Option<NodeId>,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        if self.runs_alone(class) {
+            return false;
+        }
         let cores = self.index.effective_cores().max(0.001);
         let best = self.index.strongest(class.kind, 1).first().and_then(|best| self.nodes.get(best));
         let best_rate = best.map_or(1.0, |node| node.offer(now.mono_us).rate(class.cores(), class.cores()));
@@ -113,7 +128,12 @@ impl Core {
             let cpu_s = cpu_us as f64 / 1e6;
             cpu_s > 0.0 && cpu_s / best_rate >= (queued_s - cpu_s) / cores
         };
-        let Some(id) = self.queue.next(class, decides) else { return false };
+        let Some(id) = self.queue.next(class, client, decides) else { return false };
+        match self.divert(now, id, out) {
+            Diverted::Not => {}
+            Diverted::Away => return true,
+            Diverted::Later => return false,
+        }
         let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return false };
         live.estimate = self.estimates.of(&live.kind, live.size);
         let estimate = live.estimate;
@@ -209,6 +229,7 @@ impl Core {
             self.retries.earn();
         }
         self.enter_ledger(id, attempt, now);
+        self.watch(now, id, attempt);
         self.order(taken.node, order, out);
         if let Some(attempt) = stored {
             self.write(Op::TaskDispatched { task: id, run, node: taken.node, attempt, at: now.wall }, out);
@@ -221,14 +242,20 @@ impl Core {
         let Some(Entry::Live(live)) = self.tasks.get(&id) else { return };
         let class = live.class;
         let estimate = self.estimates.of(&live.kind, live.size);
-        let needs = (class.cores(), class.slots(), class.memory_bytes);
+        let client = live.record.client;
         let timeout_ms = live.record.spec.timeout_ms;
         self.arm_timeout(now, id, attempt.run, timeout_ms);
         let Some(node) = self.nodes.get_mut(&attempt.node) else { return };
         let offer = node.offer(now.mono_us);
         node.ledger.drain(now.mono_us, &offer);
         let (_, rate) = node.ledger.run_s(class.cores(), &estimate, &offer);
-        node.ledger.add(attempt.run, ledger::Entry::new(id, needs, estimate, attempt.started_us, rate));
+        let alone = class.alone.is_some();
+        let slots = if alone { node.slots() } else { class.slots() };
+        let needs = (class.cores(), slots, class.memory_bytes);
+        let mut entry = ledger::Entry::new(id, needs, estimate, attempt.started_us, rate);
+        (entry.client, entry.alone) = (client, alone);
+        node.ledger.add(attempt.run, entry);
+        self.queue.began(client, slots);
         if !node.health.is_full(node.slots()) {
             self.timers.insert((now.mono_us + PROVEN_AFTER_US, Timer::Proven(attempt.node, attempt.run)));
         }

@@ -2,7 +2,7 @@
 //!
 //! Parts: [`submit`] accepts tasks and attaches callers, [`commit`] keeps the order of write and answer,
 //! [`runs`] follows a task's runs and [`end`] ends it, [`nodes`] and [`channel`] follow nodes, [`kinds`] knows what they
-//! can do, [`dispatch`] brings the two together, [`log`] follows what tasks print, [`read`] shows all of it.
+//! can do, [`dispatch`] brings the two together, [`suspects`] holds back what ends nodes, [`log`] follows what tasks print, [`read`] shows all of it.
 
 mod channel;
 mod commit;
@@ -15,6 +15,7 @@ mod read;
 mod runs;
 mod state;
 mod submit;
+mod suspects;
 
 pub use log::LogPlace;
 pub use read::TaskFilter;
@@ -32,6 +33,7 @@ use crate::{
     rates::Rate,
     record::Recovered,
     retries::RetryBudget,
+    suspects::Suspects,
     task::{Attempt, Life},
 };
 use kinds::{Kinds, Sizes};
@@ -68,6 +70,10 @@ enum Timer {
     Rerun(TaskId, RunId),
     /// The store is tried again.
     Store,
+    /// A run that is suspected to end its node has lived long enough to be trusted.
+    Trusted(NodeId, RunId),
+    /// Tasks of a class are diverted further.
+    Divert(Class),
 }
 
 /// The scheduler's whole state.
@@ -111,6 +117,9 @@ pub struct Core {
     fresh: BTreeSet<Class>,
     counts: Counts,
     retries: RetryBudget,
+    suspects: Suspects,
+    /// Tasks that were diverted in this step.
+    diverted: u32,
     accepted_rate: Rate,
     finished_rate: Rate,
 }
@@ -156,6 +165,8 @@ impl Core {
             fresh: BTreeSet::new(),
             counts: Counts::default(),
             retries: RetryBudget::new(now.mono_us),
+            suspects: Suspects::default(),
+            diverted: 0,
             accepted_rate: Rate::default(),
             finished_rate: Rate::default(),
         };
@@ -276,6 +287,8 @@ impl Core {
                 Timer::Timeout(task, run) => self.timed_out(now, task, run, out),
                 Timer::Rerun(task, run) => self.rerun(now, task, run, out),
                 Timer::Store => self.store_again(out),
+                Timer::Trusted(node, run) => self.trusted(node, run),
+                Timer::Divert(class) => drop(self.fresh.insert(class)),
             }
         }
     }

@@ -120,6 +120,7 @@ impl Core {
                 }
             }
         }
+        self.blame(now, before, None);
         self.lose(now, before, "a new process has taken its name", out);
         self.end_session(before);
         self.timers.insert((now.mono_us + SHOWN_US, Timer::Forget(before)));
@@ -196,6 +197,7 @@ impl Core {
             return;
         }
         if status == NodeStatus::Lost {
+            self.blame(now, id, None);
             return self.lose(now, id, &reason, out);
         }
         node.reason = reason;
@@ -301,6 +303,7 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.exited = true;
         }
+        self.blame(now, id, charged.map(|(run, _)| run));
         if let Some((run, task)) = charged {
             let message = "its node ran out of memory, and this was its largest task".to_owned();
             let outcome = Outcome::Failed(TaskError { code: ErrorCode::OutOfMemory, message });

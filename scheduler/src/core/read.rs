@@ -285,7 +285,10 @@ impl Core {
         let fit: Vec<_> = of_kind.iter().filter(|node| node.could_take(class)).collect();
         let ready: Vec<_> = fit.iter().filter(|node| node.status == NodeStatus::Ready).collect();
         let slots: Vec<_> = ready.iter().filter(|node| node.has_slots(class, now_us)).collect();
-        let reason = if of_kind.is_empty() {
+        let held = self.held(live, now);
+        let reason = if held.is_some() {
+            "quarantined"
+        } else if of_kind.is_empty() {
             "no_node_for_kind"
         } else if fit.is_empty() {
             "too_large_for_nodes"
@@ -311,8 +314,8 @@ impl Core {
         seen.truncate(MOST_CANDIDATES);
         Explanation {
             reason: reason.to_owned(),
-            message: explain::message(reason).to_owned(),
-            position: Some(self.queue.position(class, id, item, MOST_COUNTED)),
+            message: held.unwrap_or_else(|| explain::message(reason).to_owned()),
+            position: Some(self.queue.position((class, live.record.client), id, item, MOST_COUNTED)),
             estimated_cpu_ms: estimate.is_known().then_some(estimate.cpu_s * 1e3),
             predicted_run_ms: None,
             remaining_ms: None,

@@ -58,11 +58,10 @@ impl Core {
 
     /// A run that we told to stop has: its slot is free.
     fn take_stopped(&mut self, node: NodeId, run: RunId) -> bool {
-        let Some(state) = self.nodes.get_mut(&node) else { return false };
+        let Some(state) = self.nodes.get(&node) else { return false };
         let stopped = state.ledger.get(run).is_some_and(|entry| entry.cancelling);
         if stopped {
-            state.ledger.remove(run);
-            self.touched.insert(node);
+            self.release(node, run);
         }
         stopped
     }
@@ -70,6 +69,7 @@ impl Core {
     pub(super) fn settle(&mut self, now: Now, ended: RunEnded, out: &mut Vec<Effect>) {
         let RunEnded { node, task: id, run, outcome, result, run_ms, cpu_ms, log, .. } = ended;
         self.keep_log(id, run, log);
+        self.spoke(id, &outcome);
         let ran = Some((run, node, run_ms, cpu_ms));
         match outcome {
             Outcome::Succeeded => {
@@ -193,7 +193,9 @@ impl Core {
     /// A run is no longer on its node.
     pub(super) fn release(&mut self, node: NodeId, run: RunId) {
         if let Some(state) = self.nodes.get_mut(&node) {
-            state.ledger.remove(run);
+            if let Some(entry) = state.ledger.remove(run) {
+                self.queue.ended(entry.client, entry.slots);
+            }
             self.touched.insert(node);
         }
     }

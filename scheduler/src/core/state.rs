@@ -9,6 +9,7 @@ use crate::{
     logs::TaskLog,
     queue::{Class, Item},
     record::{Op, TaskRecord},
+    suspects::Fingerprint,
     task::Life,
 };
 use protocol::{
@@ -52,6 +53,8 @@ pub(super) struct Live {
     pub(super) resources: Resources,
     pub(super) life: Life,
     pub(super) class: Class,
+    /// What it is, to those who look for what ends nodes.
+    pub(super) print: Fingerprint,
     pub(super) size: Size,
     pub(super) estimate: Estimate,
     /// Its place in the queue, while it waits.

@@ -5,10 +5,11 @@ use super::{Core, Effect, KindId, Now, Refusal, TaskId, TaskState, Timer, size_o
 use crate::{
     effect::Answer,
     estimate::Estimate,
-    event::{ReplyId, Submission, Wait},
+    event::{ClientId, ReplyId, Submission, Wait},
     idempotency::Seen,
     queue::{Class, Item},
     record::{Op, TaskRecord},
+    suspects::Fingerprint,
     task::{Life, Phase},
 };
 use protocol::task::{Durability, Resources, TaskSpec};
@@ -18,6 +19,10 @@ use std::{cmp::Reverse, sync::Arc};
 const PERSIST_AFTER_US: u64 = 100_000;
 /// What a waiting task takes beside its input, in bytes.
 const TASK_BYTES: u64 = 1_024;
+/// A client with less than this part of the queue's bound in it …
+const LITTLE_PART: u64 = 100;
+/// … is admitted past the bound, up to this part of it more.
+const ROOM_PART: u64 = 10;
 /// Longest advice to try again, in seconds.
 const MOST_RETRY_AFTER_S: f64 = 60.0;
 
@@ -40,7 +45,7 @@ impl Core {
         if let Some(kind) = self.kinds.get(&spec.kind, now.mono_us) {
             spec.fill_from(kind);
         }
-        if let Err(refusal) = self.admit(&spec, now.mono_us) {
+        if let Err(refusal) = self.admit(&spec, client, now.mono_us) {
             return refuse(reply, refusal, out);
         }
         // A key that was promised 24 h is never forgotten for a new one.
@@ -89,15 +94,18 @@ impl Core {
         self.changed(id, TaskState::Queued, out);
     }
 
-    fn admit(&self, spec: &TaskSpec, now_us: u64) -> Result<(), Refusal> {
+    fn admit(&self, spec: &TaskSpec, client: ClientId, now_us: u64) -> Result<(), Refusal> {
         if self.kinds.get(&spec.kind, now_us).is_none() {
             let near = self.kinds.nearest(&spec.kind, now_us);
             return Err(Refusal::UnknownKind { kind: spec.kind.clone(), near });
         }
         self.could_ever_fit(spec, now_us)?;
         let tasks = self.queue.len() + self.accepting;
-        if tasks >= self.config.queue_max_tasks
-            || self.live_bytes + bytes_of(spec) > self.config.queue_max_bytes
+        // Whoever has little here finds room although others have filled the queue.
+        let has_little = self.queue.len_of(client) < self.config.queue_max_tasks / LITTLE_PART;
+        let bound = |most: u64| if has_little { most + most / ROOM_PART } else { most };
+        if tasks >= bound(self.config.queue_max_tasks)
+            || self.live_bytes + bytes_of(spec) > bound(self.config.queue_max_bytes)
         {
             // Half of the queue's time: a caller that comes back then finds room.
             let half_s = self.queue.cpu_s() / self.index.effective_cores().max(0.1) / 2.0;
@@ -129,6 +137,7 @@ impl Core {
             kind: self.kinds.name(kind_id),
             resources: record.spec.resources.unwrap_or_default().into(),
             class,
+            print: Fingerprint::of(&record.spec.kind, record.spec.input.as_ref().map(|input| input.get())),
             size,
             estimate: Estimate { cpu_s: 0.0, off_cpu_s: 0.0, sigma: f64::INFINITY },
             item: None,
@@ -155,7 +164,7 @@ impl Core {
         live.estimate = self.estimates.of(&live.kind, live.size);
         let item = Item::new(live.queued_as_us, &live.estimate);
         live.item = Some(item);
-        if self.queue.push(live.class, id, item) {
+        if self.queue.push((live.class, live.record.client), id, item) {
             self.fresh.insert(live.class);
         }
     }
@@ -164,7 +173,7 @@ impl Core {
     pub(super) fn unqueue(&mut self, id: TaskId) {
         let Some(Entry::Live(live)) = self.tasks.get_mut(&id) else { return };
         if let Some(item) = live.item.take()
-            && let Some(reserved) = self.queue.remove(live.class, id, item)
+            && let Some(reserved) = self.queue.remove((live.class, live.record.client), id, item)
         {
             self.touched.insert(reserved);
         }
@@ -371,6 +380,7 @@ pub(super) fn class_of(spec: &TaskSpec, kind: KindId) -> Class {
         milli_cores: (resources.cores.clamp(0.001, protocol::node::MAX_CORES) * 1e3).ceil() as u64,
         memory_bytes: resources.memory_bytes,
         free_bytes: 0,
+        alone: None,
     }
 }
 
