@@ -103,6 +103,8 @@ pub struct Core {
     /// Whether this master is about to end.
     going_away: bool,
     alive: usize,
+    /// ē of the middle node, and when it was looked up.
+    median: Option<(u64, f64)>,
     names: BTreeMap<String, NodeId>,
     sessions: BTreeMap<[u8; 32], NodeId>,
     index: Index,
@@ -152,6 +154,7 @@ impl Core {
             nodes: BTreeMap::new(),
             going_away: false,
             alive: 0,
+            median: None,
             names: BTreeMap::new(),
             sessions: BTreeMap::new(),
             index: Index::default(),

@@ -16,12 +16,26 @@ use protocol::{
 };
 use std::sync::Arc;
 
+/// How long the median of what nodes lose is taken for the present one, in microseconds.
+const MEDIAN_KEPT_US: u64 = 1_000_000;
 /// Exit code of a process that was killed.
 const KILLED: i64 = 137;
 
 impl Core {
-    /// ē of the middle node: what a new one is expected to lose (rule 6).
-    fn median_loss(&self) -> f64 {
+    /// ē of the middle node: what a new one is expected to lose (rule 6). Looked up once a second, so that a
+    /// thousand nodes that come at once do not each look at all others.
+    fn median_loss(&mut self, now: Now) -> f64 {
+        if let Some((at_us, median)) = self.median
+            && now.mono_us < at_us + MEDIAN_KEPT_US
+        {
+            return median;
+        }
+        let median = self.median_loss_now();
+        self.median = Some((now.mono_us, median));
+        median
+    }
+
+    fn median_loss_now(&self) -> f64 {
         let here = self.nodes.values().filter(|node| node.gone_us.is_none() && node.cpu.is_some());
         let mut losses: Vec<f64> = here.map(|node| node.capacity.long_loss()).collect();
         let middle = losses.len() / 2;
@@ -51,7 +65,7 @@ impl Core {
         let record =
             Arc::new(NodeRecord { id, session_hash, boot_id, registration, registered_at: now.wall });
         let interval_ms = self.report_interval_ms();
-        let median = self.median_loss();
+        let median = self.median_loss(now);
         self.nodes.insert(id, Node::new(Arc::clone(&record), kinds, median, now.mono_us, interval_ms, false));
         self.names.insert(record.registration.name.clone(), id);
         self.sessions.insert(session_hash, id);
