@@ -1,6 +1,6 @@
 //! A cluster of one test's own.
 
-use crate::{Ran, docker, evenkeel_binary, eventually, run, try_run};
+use crate::{Ran, docker, evenkeel, eventually, run, try_run};
 use serde_json::Value;
 use std::{
     fs,
@@ -119,9 +119,9 @@ impl Cluster {
     /// The `evenkeel` command against this cluster.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = Command::new(evenkeel_binary());
+        let mut command = evenkeel();
         command.env("EVENKEEL_CLUSTER", &self.name).env("EVENKEEL_STATE_DIR", self.state.path());
-        command.env("NO_COLOR", "1").stdin(Stdio::null());
+        command.stdin(Stdio::null());
         command
     }
 

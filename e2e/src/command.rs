@@ -1,6 +1,7 @@
 //! Running programs and looking at what they say.
 
 use std::{
+    ffi::OsString,
     io::Write,
     path::PathBuf,
     process::{Command, Stdio},
@@ -28,6 +29,21 @@ impl Ran {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in the output of {self:?}"))
     }
+}
+
+/// Takes the variables of the caller's shell away that Evenkeel would obey: a test says itself what is set.
+pub fn without_own_variables(command: &mut Command) -> &mut Command {
+    let is_own = |name: &OsString| name.as_encoded_bytes().starts_with(b"EVENKEEL_");
+    let names = std::env::vars_os().map(|(name, _)| name).filter(is_own);
+    names.fold(command, |command, name| command.env_remove(name))
+}
+
+/// The `evenkeel` command, without what the caller's shell says to it.
+#[must_use]
+pub fn evenkeel() -> Command {
+    let mut command = Command::new(evenkeel_binary());
+    without_own_variables(&mut command).env("NO_COLOR", "1");
+    command
 }
 
 /// Runs a command to its end, whatever it is.

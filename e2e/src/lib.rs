@@ -19,7 +19,7 @@ pub mod images;
 pub mod manager;
 
 pub use cluster::{Cluster, Node};
-pub use command::{Ran, docker, evenkeel_binary, run, try_run};
+pub use command::{Ran, docker, evenkeel, evenkeel_binary, run, try_run, without_own_variables};
 pub use manager::Manager;
 
 use std::{

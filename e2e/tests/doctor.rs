@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Cluster, Ran, docker, evenkeel_binary, run, try_run};
+use e2e::{Cluster, Ran, docker, evenkeel, run, try_run};
 use serde_json::Value;
 use std::{
     fs,
@@ -28,7 +28,7 @@ impl Nowhere {
     }
 
     fn doctor_as(&self, format: &str) -> Command {
-        let mut command = Command::new(evenkeel_binary());
+        let mut command = evenkeel();
         command.args(["doctor", "-o", format, "--cluster", &self.name, "--state-dir"]).arg(self.state.path());
         // The usual port may be somebody else's on the machine that the test runs on.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);
@@ -142,7 +142,7 @@ fn a_port_that_another_program_has_is_named_with_its_holder_and_a_free_one() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let nowhere = Nowhere::new("port");
-    let mut doctor = Command::new(evenkeel_binary());
+    let mut doctor = evenkeel();
     doctor.args(["doctor", "-o", "json", "--listen", &address, "--state-dir"]).arg(nowhere.state.path());
     let finding = failure(&try_run(&mut doctor, ""), "ports");
     assert!(text(&finding, "what").contains(&format!("pid {}", std::process::id())), "{finding}");

@@ -23,36 +23,16 @@ fn a_cluster_of_processes_works_and_leaves_none() {
 
 #[test]
 fn the_demo_without_docker_checks_every_result() {
-    let ran = try_run(
-        Command::new(e2e::evenkeel_binary()).args([
-            "demo",
-            "--runtime",
-            "process",
-            "--nodes",
-            "2",
-            "--tasks",
-            "60",
-        ]),
-        "",
-    );
+    let ran =
+        try_run(e2e::evenkeel().args(["demo", "--runtime", "process", "--nodes", "2", "--tasks", "60"]), "");
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.contains("60"), "{ran:?}");
 }
 
 #[test]
 fn the_demo_on_containers_checks_every_result() {
-    let ran = try_run(
-        Command::new(e2e::evenkeel_binary()).args([
-            "demo",
-            "--runtime",
-            "docker",
-            "--nodes",
-            "3",
-            "--tasks",
-            "100",
-        ]),
-        "",
-    );
+    let ran =
+        try_run(e2e::evenkeel().args(["demo", "--runtime", "docker", "--nodes", "3", "--tasks", "100"]), "");
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.contains("100"), "{ran:?}");
 }

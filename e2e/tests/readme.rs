@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{docker, evenkeel_binary, eventually, images::debian_python, try_run};
+use e2e::{docker, evenkeel_binary, eventually, images::debian_python, try_run, without_own_variables};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -47,6 +47,7 @@ impl Bench {
 
     fn shell(&self, line: &str) -> Command {
         let mut shell = Command::new("sh");
+        without_own_variables(&mut shell);
         shell.args(["-c", line]).current_dir(self.folder.path()).env("PATH", &self.path).env("NO_COLOR", "1");
         shell.env("XDG_STATE_HOME", self.state()).env_remove("DOCKER_HOST");
         shell

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Cluster, Ran, docker, evenkeel_binary, eventually, run, try_run};
+use e2e::{Cluster, Ran, docker, evenkeel, eventually, run, try_run};
 use std::{
     fs,
     io::Write as _,
@@ -34,8 +34,8 @@ fn openssl(folder: &Path, line: &str) -> Ran {
 
 /// `evenkeel` with a state directory of its own: as on another machine.
 fn elsewhere(state: &Path) -> Command {
-    let mut command = Command::new(evenkeel_binary());
-    command.env("EVENKEEL_STATE_DIR", state).env("NO_COLOR", "1").stdin(Stdio::null());
+    let mut command = evenkeel();
+    command.env("EVENKEEL_STATE_DIR", state).stdin(Stdio::null());
     command
 }
 

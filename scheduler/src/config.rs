@@ -39,6 +39,8 @@ pub struct Config {
     pub kinds_max: usize,
     /// Stored tasks that stay readable here after their end, so that most reads need no store.
     pub ended_stored_kept: usize,
+    /// Most bytes of inputs and results of these together; the oldest go first, the last one stays.
+    pub ended_stored_max_bytes: u64,
     /// Name or URL of this master, as shown.
     pub leader: String,
     /// Version of this program, as shown.
@@ -65,6 +67,7 @@ impl Default for Config {
             nodes_max: 10_000,
             kinds_max: 10_000,
             ended_stored_kept: 1_000,
+            ended_stored_max_bytes: 64 << 20,
             leader: String::new(),
             version: String::new(),
             policy: Policy::default(),

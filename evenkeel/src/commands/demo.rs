@@ -58,23 +58,12 @@ pub(crate) struct DemoArgs {
 /// What does not work, or [`Failure::TaskEnded`] if a result was wrong.
 pub(crate) async fn run(global: &Global, args: DemoArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     let (name, state) = own_cluster(global)?;
+    let listen = (Ipv4Addr::LOCALHOST, free_port()?).into();
     let wish = Wish {
-        cluster: name.clone(),
-        runtime: args.runtime,
         nodes: Some(args.nodes),
-        cpus: None,
-        memory_bytes: None,
-        image: None,
-        mounts: Vec::new(),
-        user: None,
-        isolate: false,
-        kinds: None,
-        listen: (Ipv4Addr::LOCALHOST, free_port()?).into(),
-        subnet: None,
-        master_ip: None,
         cgroup_parent: args.cgroup_parent,
-        tls: false,
         detach: args.keep,
+        ..Wish::new(name.clone(), args.runtime, listen)
     };
     output::say(format_args!(
         "bringing up cluster {name} with {}",

@@ -11,6 +11,7 @@ use crate::{
         checks::MOST_NODES,
         forget, owner,
         runtime::{self, PROCESSES, Runtime, RuntimeArg},
+        urls_elsewhere,
     },
 };
 use clap::Args;
@@ -170,6 +171,9 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
     let token = shutdown.token();
     let mut cluster = Cluster::bring_up(&wish, &state, &token).await?;
     output::data(format_args!("master:  {}", cluster.url))?;
+    for url in urls_elsewhere(wish.listen, wish.tls, &service::addresses::local()) {
+        output::data(format_args!("         {url} from other machines"))?;
+    }
     output::data(format_args!("context: {}", state.path().display()))?;
     output::data(format_args!("token:   {}", state.file(ADMIN_TOKEN_FILE).display()))?;
     let flag = global.flags();

@@ -155,24 +155,7 @@ mod tests {
     use super::*;
 
     fn wish() -> Wish {
-        Wish {
-            cluster: "c".to_owned(),
-            runtime: RuntimeArg::Process,
-            nodes: None,
-            cpus: None,
-            memory_bytes: None,
-            image: None,
-            mounts: Vec::new(),
-            user: None,
-            isolate: false,
-            kinds: None,
-            listen: ([127, 0, 0, 1], 1).into(),
-            subnet: None,
-            master_ip: None,
-            cgroup_parent: None,
-            tls: false,
-            detach: false,
-        }
+        Wish::new("c".to_owned(), RuntimeArg::Process, ([127, 0, 0, 1], 1).into())
     }
 
     #[test]

@@ -40,7 +40,7 @@ use service::{
 };
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -102,6 +102,30 @@ pub(crate) struct Wish {
     pub tls: bool,
     /// Whether the cluster stays when this process ends.
     pub detach: bool,
+}
+
+impl Wish {
+    /// A cluster of this name, as `up` makes it where nothing else is said, with its master at this address.
+    pub(crate) const fn new(cluster: String, runtime: RuntimeArg, listen: SocketAddr) -> Self {
+        Self {
+            cluster,
+            runtime,
+            nodes: None,
+            cpus: None,
+            memory_bytes: None,
+            image: None,
+            mounts: Vec::new(),
+            user: None,
+            isolate: false,
+            kinds: None,
+            listen,
+            subnet: None,
+            master_ip: None,
+            cgroup_parent: None,
+            tls: false,
+            detach: false,
+        }
+    }
 }
 
 /// A cluster that is up.
@@ -477,17 +501,20 @@ async fn start(engine: &dyn Engine, spec: &ContainerSpec, stdin: Option<Stdin>) 
     Ok(id)
 }
 
+/// The master's URL for programs of this host.
 fn url_of(listen: SocketAddr, tls: bool) -> String {
-    let mut listen = listen;
-    if listen.ip().is_unspecified() {
-        listen.set_ip(if listen.is_ipv4() {
-            [127, 0, 0, 1].into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
+    let loopback: IpAddr =
+        if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let ip = if listen.ip().is_unspecified() { loopback } else { listen.ip() };
     let scheme = if tls { "https" } else { "http" };
-    format!("{scheme}://{listen}")
+    format!("{scheme}://{}", SocketAddr::new(ip, listen.port()))
+}
+
+/// The URLs by which other machines reach a master that listens on all of this host's addresses, which are
+/// `own`; none for one that listens on a single address, whose URL is the same everywhere.
+pub(crate) fn urls_elsewhere(listen: SocketAddr, tls: bool, own: &[IpAddr]) -> Vec<String> {
+    let reached = |ip: &&IpAddr| listen.ip().is_unspecified() && (listen.is_ipv6() || ip.is_ipv4());
+    own.iter().filter(reached).map(|&ip| url_of(SocketAddr::new(ip, listen.port()), tls)).collect()
 }
 
 /// The administrator's token of the state directory, made if there is none.
@@ -562,5 +589,24 @@ async fn remove_folder(path: &Path) -> Result<(), Failure> {
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_urls_of_a_master_are_some_that_can_be_used() {
+        let own: [IpAddr; 2] = [[192, 0, 2, 7].into(), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7).into()];
+        let one: SocketAddr = ([192, 0, 2, 7], 7400).into();
+        let all_v4: SocketAddr = (Ipv4Addr::UNSPECIFIED, 7400).into();
+        let all: SocketAddr = (Ipv6Addr::UNSPECIFIED, 7400).into();
+        assert_eq!(url_of(one, false), "http://192.0.2.7:7400");
+        assert_eq!(url_of(all_v4, true), "https://127.0.0.1:7400");
+        assert_eq!(url_of(all, false), "http://[::1]:7400");
+        assert_eq!(urls_elsewhere(one, true, &own), [""; 0]);
+        assert_eq!(urls_elsewhere(all_v4, true, &own), ["https://192.0.2.7:7400"]);
+        assert_eq!(urls_elsewhere(all, false, &own), ["http://192.0.2.7:7400", "http://[fd00::7]:7400"]);
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! One task per stream joins three flows: lines from the caller, answers from the scheduler, lines to
 //! the caller. It reads no new line while a line waits for room in the scheduler's queue, while too
-//! many answers are unread, or while too many lines are in flight. When the caller goes away (or reads
-//! nothing for the server's write-stall bound) the stream ends; what was accepted goes on.
+//! many answers are unread, or while too many lines are in flight. Of a task that ends while too much is
+//! unread only the id is kept, and its answer is read from the store when there is room again. (One that
+//! was never stored was submitted less than 100 ms before, and its answer goes past the bound.) When the
+//! caller goes away (or reads nothing for the server's write-stall bound) the stream ends; what was accepted
+//! goes on.
 
 use super::{
     app::{App, Replies},
@@ -11,7 +14,7 @@ use super::{
     failure::Failure,
     lines::Lines,
     outflow::{Outflow, outflow},
-    params, spec,
+    params, spec, tasks,
 };
 use crate::{auth::Principal, guard::RequestId};
 use axum::{
@@ -25,13 +28,13 @@ use protocol::{
     Problem, TaskId,
     batch::{BatchAnswer, BatchEvent, BatchLine},
     ndjson::{Line, check_line, read_line},
-    task::MAX_BODY_BYTES,
+    task::{MAX_BODY_BYTES, Task},
 };
 use scheduler::{
     effect::{Answer, Refusal},
     event::{ClientId, Event, ReplyId, Submission, Wait},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Media type of a batch, both ways.
@@ -70,6 +73,8 @@ pub(crate) async fn batch(
         out,
         pending: FuturesUnordered::new(),
         refused: Vec::new(),
+        later: VecDeque::new(),
+        look_at: Instant::now(),
     };
     app.spawn(stream.run(Lines::new(body, MAX_BODY_BYTES, app.intake().begin())));
     let mut response = Response::new(out_body);
@@ -90,6 +95,13 @@ struct Offered {
     submission: Box<Submission>,
 }
 
+/// A line whose answer the store has, and nobody could take yet.
+struct Later {
+    number: u64,
+    name: Option<String>,
+    id: TaskId,
+}
+
 type NextAnswer = BoxFuture<'static, (Offered, Option<Answer>, Replies)>;
 
 struct Stream {
@@ -101,6 +113,9 @@ struct Stream {
     pending: FuturesUnordered<NextAnswer>,
     // Lines that found the queue full.
     refused: Vec<Offered>,
+    later: VecDeque<Later>,
+    // When the first of those is read.
+    look_at: Instant,
 }
 
 impl Stream {
@@ -109,10 +124,14 @@ impl Stream {
         let mut retry_at = Instant::now();
         let shutdown = self.app.shutdown();
         let over = self.principal.over().cloned().unwrap_or_default();
-        while open || !self.pending.is_empty() || !self.refused.is_empty() {
+        loop {
+            let waits = !self.pending.is_empty() || !self.refused.is_empty() || !self.later.is_empty();
+            if !open && !waits {
+                return;
+            }
             let room = self.out.has_room();
-            let may_read = open && room && self.refused.is_empty() && self.pending.len() < MAX_IN_FLIGHT;
-            let idle = open && self.pending.is_empty() && self.refused.is_empty();
+            let behind = !self.refused.is_empty() || !self.later.is_empty();
+            let may_read = open && room && !behind && self.pending.len() < MAX_IN_FLIGHT;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 // No line more is taken; the guard ends the answer.
@@ -124,18 +143,21 @@ impl Stream {
                     // The connection broke inside the body: nobody is there to be answered.
                     Err(_) => return,
                 },
-                Some((offered, answer, replies)) = self.pending.next(), if room && !self.pending.is_empty() => {
+                Some((offered, answer, replies)) = self.pending.next(), if !self.pending.is_empty() => {
                     if self.answered(offered, answer, replies).await {
                         retry_at = Instant::now() + FULL_RETRY;
                     }
                 },
                 () = self.out.room(), if !room => {}
+                () = tokio::time::sleep_until(self.look_at), if room && !self.later.is_empty() => {
+                    self.look_up().await;
+                }
                 () = tokio::time::sleep_until(retry_at), if !self.refused.is_empty() => {
                     for offered in std::mem::take(&mut self.refused) {
                         self.offer(offered).await;
                     }
                 }
-                () = tokio::time::sleep(IDLE), if idle => open = false,
+                () = tokio::time::sleep(IDLE), if open && !waits => open = false,
             }
         }
     }
@@ -183,7 +205,7 @@ impl Stream {
                 }
             }
             Some(Answer::Finished(task) | Answer::Unfinished(task) | Answer::Cancelled(task)) => {
-                self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
+                self.finished(number, name, task).await;
             }
             Some(Answer::Stored(id)) => self.stored(number, name, id).await,
             Some(Answer::Refused(Refusal::QueueFull { .. })) => {
@@ -197,6 +219,33 @@ impl Stream {
         false
     }
 
+    /// Passes an end on, now or once there is room.
+    async fn finished(&mut self, number: u64, name: Option<String>, task: Arc<Task>) {
+        let id = task.id;
+        if !self.out.has_room() && task.state.is_terminal() {
+            // Not held meanwhile: the store has it. A brain that has ended ends the stream too.
+            if self.app.query(move |core, _| core.is_stored(id)).await.unwrap_or(false) {
+                return self.later.push_back(Later { number, name, id });
+            }
+        }
+        self.say_finished(number, name, task);
+    }
+
+    /// Reads the answer of the line that has waited longest for room. One look-up at a time, so that a stream
+    /// does not crowd the store.
+    async fn look_up(&mut self) {
+        let Some(Later { number, name, id }) = self.later.pop_front() else { return };
+        match tasks::visible(&self.app, &self.principal, id).await {
+            Ok(task) => self.say_finished(number, name, task),
+            // The store fails; what it has is there later.
+            Err(Failure(problem)) if problem.status == 503 => {
+                self.look_at = Instant::now() + FULL_RETRY;
+                self.later.push_front(Later { number, name, id });
+            }
+            Err(Failure(problem)) => self.fault(number, name, problem),
+        }
+    }
+
     /// Answers a line whose key stands for an ended task that only the store still has. One look-up at a
     /// time, so that a stream that is sent again whole does not crowd the store.
     async fn stored(&mut self, number: u64, name: Option<String>, id: TaskId) {
@@ -207,12 +256,17 @@ impl Stream {
         if detach {
             return;
         }
+        if !self.out.has_room() {
+            return self.later.push_back(Later { number, name, id });
+        }
         match self.app.keyed_task(id).await {
-            Ok(task) => {
-                self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
-            }
+            Ok(task) => self.say_finished(number, name, task),
             Err(Failure(problem)) => self.fault(number, name, problem),
         }
+    }
+
+    fn say_finished(&self, number: u64, name: Option<String>, task: Arc<Task>) {
+        self.say(number, name, BatchEvent::Finished { task: Box::new(Arc::unwrap_or_clone(task)) });
     }
 
     fn fault(&self, number: u64, name: Option<String>, mut problem: Problem) {

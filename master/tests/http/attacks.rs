@@ -5,6 +5,7 @@ use crate::{
     node::{Node, registration},
 };
 use protocol::{BootId, work::SUBPROTOCOL};
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -177,5 +178,43 @@ async fn headers_without_end_and_in_great_number_are_refused() {
         assert!(matches!(status, 400 | 414 | 431), "{answer}");
     }
     assert_eq!(master.call("GET", "/livez", "").await.status, 200);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_drips_gets_408_when_its_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let stream = TcpStream::connect(master.address).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let head = format!(
+        "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n",
+        master.admin
+    );
+    write.write_all(head.as_bytes()).await.unwrap();
+    let drip = async {
+        // Never silent for long, and never done.
+        while write.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = Vec::new();
+    let read = async {
+        let mut part = [0; 4096];
+        while !answer.windows(8).any(|part| part == b"problems") {
+            let bytes = read.read(&mut part).await.unwrap();
+            assert!(bytes > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&part[..bytes]);
+        }
+    };
+    tokio::select! {
+        () = drip => {}
+        answered = tokio::time::timeout(PATIENCE * 3, read) => answered.expect("an answer in time"),
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("/problems/request-timeout"), "{answer}");
+    // Others are served meanwhile and after it.
+    assert_eq!(master.call("GET", "/v1/status", "").await.status, 200);
     master.stop().await;
 }

@@ -4,9 +4,9 @@ use crate::{
     harness::{Master, PATIENCE},
     node::Node,
 };
-use protocol::work::Outcome;
+use protocol::work::{Outcome, ToNode};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -260,5 +260,57 @@ async fn a_key_whose_task_only_the_store_still_has_is_answered_from_the_store() 
             assert!(task.is_null() || task["result"] == json!({"value": "5"}), "{answer}");
         }
     }
+    master.stop().await;
+}
+
+/// Memory of this process, the master in it, in bytes.
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_costs_a_bounded_memory_and_misses_nothing() {
+    const LINES: usize = 400;
+    const BYTES: usize = 1_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(dir.path()).await;
+    let mut batch = Batch::open(&master, "").await;
+    for line in 0..LINES {
+        batch.line(&fib(&line.to_string())).await;
+    }
+    batch.end().await;
+    let mut node = Node::join(&master, "n-1").await;
+    let zeros = "0".repeat(BYTES);
+    let before = resident_bytes();
+    let (mut runs, mut ended, mut committed) = (VecDeque::new(), 0, 0);
+    while committed < LINES {
+        match node.next().await {
+            ToNode::Run(run, _) => runs.push_back(run),
+            ToNode::Committed(some) => committed += some.runs.len(),
+            _ => {}
+        }
+        // One at a time, so that what is on its way to the store is not counted.
+        if ended == committed
+            && let Some(run) = runs.pop_front()
+        {
+            // A result for each task that no other has, so that none is answered by another's.
+            let result = format!(r#"{{"value":"{zeros}{ended}"}}"#);
+            node.end(run.task, run.run, Outcome::Succeeded, &result).await;
+            ended += 1;
+        }
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    // 64 MiB unread and 64 MiB of what ended last, of 400 MB.
+    assert!(grown < 260 << 20, "{} MiB", grown >> 20);
+    batch.begun().await;
+    let answers = batch.rest().await;
+    let mut values = HashSet::new();
+    for line in 0..LINES {
+        let [answer] = &answers[&line.to_string()][..] else { panic!("line {line} has not one answer") };
+        assert_eq!((&answer["type"], &answer["task"]["state"]), (&json!("finished"), &json!("succeeded")));
+        values.insert(answer["task"]["result"]["value"].as_str().unwrap().parse::<usize>().unwrap());
+    }
+    assert_eq!(values, (0..LINES).collect());
     master.stop().await;
 }

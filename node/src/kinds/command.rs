@@ -9,7 +9,7 @@ use super::{
     blame::Blame,
     child::{self, Exit, Leader},
     launch::Program,
-    pipes::Pipes,
+    pipes::{Pipes, Unwatched},
     strays,
     work_directory::WorkDirectory,
 };
@@ -180,8 +180,9 @@ impl Commands {
         };
         match self.execute(task, &command, cancel, progress) {
             Ok(finished) => (run_outcome(&finished, &progress.log), finished.cpu),
-            Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
-            Err(NotStarted::Program(error)) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
+            Err(NotRun::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
+            Err(NotRun::Program(error)) => (Err(not_started(&input.argv[0], &error)), Duration::ZERO),
+            Err(NotRun::Unwatched(why)) => (Err(Failure::task_error(why.to_string())), Duration::ZERO),
         }
     }
 
@@ -203,12 +204,13 @@ impl Commands {
         };
         match self.execute(task, &command, cancel, progress) {
             Ok(finished) => (own_outcome(&finished, &progress.log, most_bytes), finished.cpu),
-            Err(NotStarted::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
-            Err(NotStarted::Program(error)) => {
+            Err(NotRun::Here(reason)) => (Err(Failure::NotHere(reason)), Duration::ZERO),
+            Err(NotRun::Program(error)) => {
                 let message =
                     format!("cannot start {:?} of kind {}: {error}", kind.command[0], kind.info.name);
                 (Err(Failure::task_error(message)), Duration::ZERO)
             }
+            Err(NotRun::Unwatched(why)) => (Err(Failure::task_error(why.to_string())), Duration::ZERO),
         }
     }
 
@@ -218,10 +220,10 @@ impl Commands {
         command: &Command<'_>,
         cancel: &Cancel,
         progress: &Progress,
-    ) -> Result<Finished, NotStarted> {
+    ) -> Result<Finished, NotRun> {
         let directory =
-            WorkDirectory::new(&self.work_root).map_err(|error| NotStarted::Here(error.to_string()))?;
-        let program = program(task, &self.env, command, &directory.path).map_err(NotStarted::Program)?;
+            WorkDirectory::new(&self.work_root).map_err(|error| NotRun::Here(error.to_string()))?;
+        let program = program(task, &self.env, command, &directory.path).map_err(NotRun::Program)?;
         self.blame.look();
         let started = Instant::now();
         progress.log.keep_stdout(command.stdout_bytes);
@@ -231,14 +233,15 @@ impl Commands {
         progress.set(leader.pid);
         // Process ids are positive.
         let counted = self.tasks.begin_command(leader.pid.unsigned_abs());
-        let stop = pipes.until_end(&leader, cancel);
-        if stop.is_some() {
+        let waited = pipes.until_end(&leader, cancel);
+        if !matches!(waited, Ok(None)) {
             strays::kill_group(leader.pid);
             strays::kill(leader.pid);
         }
         let (exit, stray_cpu) = clear_away(&leader, task, progress);
         drop(counted);
         drop(leader);
+        let stop = waited?;
         pipes.take_the_rest();
         let killed = exit.is_some_and(|exit| {
             exit.signal() == Some(rustix::process::Signal::KILL.as_raw())
@@ -257,12 +260,20 @@ impl Commands {
     }
 }
 
-/// Why there is no program.
-enum NotStarted {
+/// Why nothing can be said of a program's end.
+enum NotRun {
     /// The node cannot start any now.
     Here(String),
     /// This one cannot be started.
     Program(io::Error),
+    /// It was started, and killed because its end cannot be waited for.
+    Unwatched(Unwatched),
+}
+
+impl From<Unwatched> for NotRun {
+    fn from(why: Unwatched) -> Self {
+        Self::Unwatched(why)
+    }
 }
 
 /// What is started for a task in its directory. Its environment is clean but for a few variables, of which
@@ -293,7 +304,7 @@ fn start(
     pipes: &mut Pipes<'_>,
     cancel: &Cancel,
     oom_score_adj: u64,
-) -> Result<Leader, NotStarted> {
+) -> Result<Leader, NotRun> {
     let give_up = Instant::now() + ROOM_WITHIN;
     loop {
         let error = match pipes.start(|stdio| child::start(program, stdio, oom_score_adj)) {
@@ -301,10 +312,10 @@ fn start(
             Err(error) => error,
         };
         if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE)) {
-            return Err(NotStarted::Program(error));
+            return Err(NotRun::Program(error));
         }
         if Instant::now() >= give_up || cancel.check().is_err() {
-            return Err(NotStarted::Here(format!("no room for another process: {error}")));
+            return Err(NotRun::Here(format!("no room for another process: {error}")));
         }
         strays::sweep();
         std::thread::sleep(LOOK_FOR_ROOM_EVERY);

@@ -10,6 +10,7 @@ use rustix::{
     buffer::spare_capacity,
     event::{PollFd, PollFlags, poll},
     fd::{AsFd, BorrowedFd, OwnedFd},
+    io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
 use std::{fs::File, io, sync::OnceLock, time::Duration};
@@ -20,6 +21,13 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const REST_BYTES: usize = 4 * 1024 * 1024;
 /// How often to look for the end of the child where the kernel has no pidfd (before 5.2).
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The end of a program cannot be waited for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this node can no longer wait for the program's end, so it killed it: {0}; look at the node's limit of open files (ulimit -n)"
+)]
+pub(super) struct Unwatched(#[source] io::Error);
 
 /// The three pipes to a program.
 pub(super) struct Pipes<'a> {
@@ -81,23 +89,26 @@ impl<'a> Pipes<'a> {
     }
 
     /// Feeds and reads the program until it has ended (`None`) or has to be stopped.
-    pub(super) fn until_end(&mut self, leader: &Leader, cancel: &Cancel) -> Option<Stop> {
+    ///
+    /// # Errors
+    /// It cannot be waited for; it may still run.
+    pub(super) fn until_end(&mut self, leader: &Leader, cancel: &Cancel) -> Result<Option<Stop>, Unwatched> {
         let pidfd = leader.pidfd.as_ref();
         let wake = cancel.wake_fd().ok();
         loop {
             if let Some(stop) = cancel.stopped() {
-                return Some(stop);
+                return Ok(Some(stop));
             }
             let mut wait = cancel.remaining();
             if pidfd.is_none() || wake.is_none() {
                 if leader.has_ended() {
-                    return None;
+                    return Ok(None);
                 }
                 wait = Some(wait.map_or(LOOK_EVERY, |wait| wait.min(LOOK_EVERY)));
             }
-            let ready = self.poll(pidfd.map(AsFd::as_fd), wake.map(AsFd::as_fd), wait);
+            let ready = self.poll(pidfd.map(AsFd::as_fd), wake.map(AsFd::as_fd), wait)?;
             if ready.ended {
-                return None;
+                return Ok(None);
             }
             if ready.stdin {
                 self.feed();
@@ -116,7 +127,7 @@ impl<'a> Pipes<'a> {
         pidfd: Option<BorrowedFd<'_>>,
         wake: Option<BorrowedFd<'_>>,
         wait: Option<Duration>,
-    ) -> Ready {
+    ) -> Result<Ready, Unwatched> {
         let sources = [
             (pidfd, PollFlags::IN),
             (wake, PollFlags::IN),
@@ -134,14 +145,19 @@ impl<'a> Pipes<'a> {
         // Rounded up, so that a limit has passed when poll returns; a limit in the far future is no limit.
         let wait = wait.map(|wait| wait + Duration::from_micros(500)).and_then(|wait| wait.try_into().ok());
         let mut ready = [false; 5];
-        // An interrupted poll is one in which nothing is ready.
-        if poll(&mut fds, wait.as_ref()).is_ok() {
-            for (index, fd) in at.into_iter().zip(&fds) {
-                ready[index] = !fd.revents().is_empty();
+        match poll(&mut fds, wait.as_ref()) {
+            Ok(_) => {
+                for (index, fd) in at.into_iter().zip(&fds) {
+                    ready[index] = !fd.revents().is_empty();
+                }
             }
+            // One in which nothing is ready.
+            Err(Errno::INTR) => {}
+            // Any other would come again at once, and for ever.
+            Err(errno) => return Err(Unwatched(errno.into())),
         }
         let [ended, _, stdin, stdout, stderr] = ready;
-        Ready { ended, stdin, stdout, stderr }
+        Ok(Ready { ended, stdin, stdout, stderr })
     }
 
     /// Writes what the program takes now; a program that reads no more is no error.
@@ -149,7 +165,7 @@ impl<'a> Pipes<'a> {
         let Some(stdin) = &self.stdin else { return };
         match rustix::io::write(stdin, self.input) {
             Ok(written) => self.input = &self.input[written..],
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.input = &[],
         }
         if self.input.is_empty() {
@@ -197,7 +213,35 @@ fn read_some(from: Option<&impl AsFd>, buffer: &mut Vec<u8>, log: &Log, stream: 
             log.push(stream, buffer);
             true
         }
-        Err(rustix::io::Errno::INTR) => true,
+        Err(Errno::INTR) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::kinds::{child, launch::Program, strays};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use std::{collections::BTreeMap, ffi::OsStr, path::Path};
+
+    /// Alone in its process: the limit is of all its threads.
+    #[test]
+    fn a_wait_that_the_kernel_refuses_ends_and_does_not_spin() {
+        let environment = BTreeMap::from([("PATH", OsStr::new("/usr/bin:/bin"))]);
+        let program = Program::new(&["sleep", "600"], &environment, Path::new("/")).unwrap();
+        let (log, cancel) = (Log::default(), Cancel::unlimited());
+        let mut pipes = Pipes::new(b"", &log);
+        let leader = pipes.start(|stdio| child::start(&program, stdio, 1_000)).unwrap();
+        let before = getrlimit(Resource::Nofile);
+        // Of fewer files than the wait is for.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(1), maximum: before.maximum }).unwrap();
+        let ended = pipes.until_end(&leader, &cancel);
+        setrlimit(Resource::Nofile, before).unwrap();
+        strays::kill_group(leader.pid);
+        let text = ended.unwrap_err().to_string();
+        assert!(text.contains("Invalid argument") && text.contains("ulimit -n"), "{text}");
+        assert_eq!(pipes.until_end(&leader, &cancel).unwrap(), None, "it was killed");
     }
 }

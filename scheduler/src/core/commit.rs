@@ -12,6 +12,7 @@ use crate::{
     record::Op,
     task::Phase,
 };
+use protocol::task::Json;
 
 /// First pause before the store is tried again, in microseconds.
 const PAUSE_US: u64 = 250_000;
@@ -87,12 +88,22 @@ impl Core {
         if let Some((run, node)) = ended.winner {
             self.order(node, Order::Committed { run }, out);
         }
+        let json = |json: &Option<Json>| json.as_ref().map_or(0, |json| json.get().len() as u64);
+        let bytes = json(&ended.task.input) + json(&ended.task.result);
         self.tasks.insert(id, Entry::Ended(ended));
-        self.ended_stored.push_back(id);
-        while self.ended_stored.len() > self.config.ended_stored_kept {
-            if let Some(oldest) = self.ended_stored.pop_front() {
-                self.tasks.remove(&oldest);
-            }
+        self.keep_stored(id, bytes);
+    }
+
+    /// A stored task that has ended stays here for a while, so that most reads need no store.
+    fn keep_stored(&mut self, id: TaskId, bytes: u64) {
+        self.ended_stored.push_back((id, bytes));
+        self.ended_stored_bytes += bytes;
+        while self.ended_stored.len() > self.config.ended_stored_kept
+            || self.ended_stored_bytes > self.config.ended_stored_max_bytes && self.ended_stored.len() > 1
+        {
+            let Some((oldest, bytes)) = self.ended_stored.pop_front() else { return };
+            self.ended_stored_bytes -= bytes;
+            self.tasks.remove(&oldest);
         }
     }
 

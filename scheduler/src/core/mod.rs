@@ -94,7 +94,8 @@ pub struct Core {
     /// `memory` tasks that ended without being stored, oldest first, with their bytes.
     ended_memory: VecDeque<(TaskId, u64)>,
     ended_memory_bytes: u64,
-    ended_stored: VecDeque<TaskId>,
+    ended_stored: VecDeque<(TaskId, u64)>,
+    ended_stored_bytes: u64,
     expired: BTreeSet<TaskId>,
     expired_order: VecDeque<TaskId>,
     logs: Logs,
@@ -148,6 +149,7 @@ impl Core {
             ended_memory: VecDeque::new(),
             ended_memory_bytes: 0,
             ended_stored: VecDeque::new(),
+            ended_stored_bytes: 0,
             expired: BTreeSet::new(),
             expired_order: VecDeque::new(),
             logs: Logs::default(),

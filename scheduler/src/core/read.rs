@@ -162,6 +162,17 @@ impl Core {
         self.expired.contains(&id)
     }
 
+    /// Whether the store has this task that has ended, or will: it can be read again later. One that left this
+    /// memory and did not expire is there.
+    #[must_use]
+    pub fn is_stored(&self, id: TaskId) -> bool {
+        match self.tasks.get(&id) {
+            Some(Entry::Ended(ended)) => ended.stored,
+            Some(Entry::Live(_)) => false,
+            None => !self.expired(id),
+        }
+    }
+
     /// All nodes by name; lost and stopped ones stay for 60 s.
     #[must_use]
     pub fn nodes(&self, now: Now) -> Vec<NodeView> {

@@ -3,25 +3,33 @@
 //!
 //! One task owns everything. What takes time (HTTP, connecting, writing, work) is done elsewhere and comes
 //! back as an [`Input`].
+//!
+//! - [`joining`]: registration and the way to the work channel; [`reports`]: looks at CPU and memory, and what
+//!   the master hears of them.
+
+mod joining;
+mod reports;
 
 use crate::{
     Error,
     channel::{CLOSE_WITHIN, Channel, Happened, OpenError},
-    config::{Config, registration},
-    cpu::{Reading, SAMPLE_INTERVAL_MS, Sampler},
-    identity::{SavedSession, local_ip, local_ip_to},
+    config::Config,
+    cpu::{Reading, Sampler},
+    identity::SavedSession,
     kinds::{remove_spare, strays, tidy_between_commands},
     log::{OnOutput, Room},
     slots::{Abilities, Logs, OnOver, Over, Slots},
 };
 use client::{Client, ClientConfig, Token};
+use joining::register_failure;
 use protocol::{
     BootId, NodeId, RunId,
     log::Stream,
-    node::{CpuSampleFields, NodeStatus, Registered, Report, ReportReply, slots_of},
+    node::{Registered, ReportReply, slots_of},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use session::node::{Bearer, Config as Bounds, ConnectFailure, Effect, ExitReason, RegisterFailure, Session};
+use reports::SAMPLE_BUSY;
+use session::node::{Config as Bounds, ConnectFailure, Effect, ExitReason, Session};
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
@@ -35,26 +43,12 @@ use tokio_util::sync::CancellationToken;
 const MAX_INPUTS: usize = 256;
 /// Inputs taken before what they caused is sent.
 const BATCH: usize = 256;
-/// A report must be answered within this, or the next one is sent.
-const REPORT_WITHIN: Duration = Duration::from_secs(3);
-/// A registration must be answered within this.
-const REGISTER_WITHIN: Duration = Duration::from_secs(15);
-/// The CPU is looked at this often while tasks run, and with results and reports.
-const SAMPLE_BUSY: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS);
-/// And this often at rest, where the usual reports look often enough: a wake-up costs more than the look.
-const SAMPLE_IDLE: Duration = Duration::from_millis(1_100);
-/// Reports out of turn are this far apart at least.
-const REPORT_APART: Duration = Duration::from_millis(250);
 /// Strays are looked for this often while something runs or was found, and where nothing does every so many
 /// times only: what `docker exec` leaves behind is to be reaped too.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_IDLE_EVERY: Duration = Duration::from_secs(10);
-/// This node's address is looked up this often, and when a report is not answered.
-const ROUTE_EVERY: Duration = Duration::from_secs(5);
 /// What still runs at the very end must stop within this.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-/// Part of an interval by which reports are moved, so that nodes do not report in step.
-const JITTER: f64 = 0.1;
 
 /// Something that came back to the agent.
 enum Input {
@@ -344,54 +338,6 @@ impl Agent {
         });
     }
 
-    /// Registers; of several tokens the next is tried where one is refused.
-    fn register(&self, bearer: Bearer) {
-        let of_life = match bearer {
-            Bearer::Session => self.token.clone(),
-            // An earlier life of this node may still count as alive under its name.
-            Bearer::Join => self.saved.as_ref().map(|saved| saved.session_token.clone()),
-        };
-        let join = (bearer == Bearer::Join || of_life.is_none())
-            // A master without tokens takes an empty one.
-            .then(|| self.config.join_token.clone().unwrap_or_else(|| Token::new("")));
-        let (inputs, client, config) = (self.inputs.clone(), self.client.clone(), self.config.clone());
-        let (boot_id, cores, memory) = (self.boot_id, self.cores, self.reading.memory.limit_bytes);
-        tokio::spawn(async move {
-            let ip = match config.ip {
-                Some(ip) => ip,
-                None => local_ip(&client.url()).await.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            };
-            let body = registration(&config, boot_id, ip, cores, memory);
-            let mut result = Err(client::Error::Config("there is no token to register with".to_owned()));
-            for token in [of_life, join].into_iter().flatten() {
-                let call = async { client.register(&body, &token).await };
-                result = within(REGISTER_WITHIN, &client, call).await;
-                if !matches!(&result, Err(error) if matches!(error.status(), Some(401 | 403))) {
-                    break;
-                }
-            }
-            let _ = inputs.send(Input::Registered(result)).await;
-        });
-    }
-
-    fn connect(&mut self, node: NodeId) {
-        self.channel_number += 1;
-        self.channel = None;
-        let number = self.channel_number;
-        let (inputs, client) = (self.inputs.clone(), self.client.clone());
-        // Registered, so there is one.
-        let token = self.token.clone().unwrap_or_else(|| Token::new(""));
-        tokio::spawn(async move {
-            let url = client.work_channel_url(node);
-            let event = move |happened| Input::Channel(number, happened);
-            let opened = Channel::open(&url, &token, client.tls(), inputs.clone(), event).await;
-            if let Err(OpenError::Other(_)) = &opened {
-                client.next_url();
-            }
-            let _ = inputs.send(Input::Opened(number, opened)).await;
-        });
-    }
-
     fn take(&mut self, input: Input, out: &mut Vec<Effect>) {
         let now_us = self.now_us();
         match input {
@@ -457,116 +403,6 @@ impl Agent {
         }
     }
 
-    /// Looks at the CPU; the sample if it is new (the sampler says the same again when asked too soon).
-    fn sample(&mut self, out: &mut Vec<Effect>) -> Option<CpuSampleFields> {
-        let busy = self.slots.any_busy();
-        if busy && self.slots.runs_programs() {
-            self.slots.look_for_kills();
-        }
-        let every = if busy { SAMPLE_BUSY } else { SAMPLE_IDLE };
-        self.next_sample = Instant::now() + every;
-        let reading = match self.sampler.sample() {
-            Ok(reading) => reading,
-            Err(error) => {
-                // No figure is made up: without reports the master takes the node for suspect.
-                tracing::warn!("{error}");
-                self.reading.cpu = None;
-                return None;
-            }
-        };
-        if reading == self.reading {
-            return None;
-        }
-        let cores = reading.allotted_cores;
-        self.reading = reading;
-        if slots_of(cores) != slots_of(self.cores) {
-            self.session.resize(self.now_us(), slots_of(cores), out);
-        }
-        self.cores = cores;
-        if self.sampler.wants_report() {
-            let now = Instant::now();
-            let earliest = self.reported_at.map_or(now, |at| at + REPORT_APART);
-            self.next_report = self.next_report.min(earliest.max(now));
-        }
-        self.reading.cpu.map(CpuSampleFields::from)
-    }
-
-    /// Cuts a channel whose own address is gone (the container left its network, or came back with
-    /// another address): silence would tell the same, but only after 15 s.
-    fn check_route(&mut self, out: &mut Vec<Effect>) {
-        let Some(channel) = &self.channel else { return };
-        let now = Instant::now();
-        if !self.report_in_flight && !self.report_failed && now < self.next_route_check {
-            return;
-        }
-        self.next_route_check = now + ROUTE_EVERY;
-        if local_ip_to(channel.peer) != Some(channel.local_ip) {
-            self.closed("this node's address has changed", out);
-        }
-    }
-
-    /// Sends a report, unless one is under way, and plans the next.
-    fn report(&mut self) {
-        let jitter = 1.0 + self.random.random_range(-JITTER..=JITTER);
-        let interval = Duration::from_millis(self.session.report_interval_ms().clamp(100, 60_000));
-        self.next_report = Instant::now() + interval.mul_f64(jitter);
-        let (Some(node), Some(token), Some(cpu), false) =
-            (self.session.node(), self.token.clone(), self.reading.cpu, self.report_in_flight)
-        else {
-            return;
-        };
-        self.report_seq += 1;
-        let report = Report {
-            seq: self.report_seq,
-            boot_id: self.boot_id,
-            ip: self.ip,
-            status: if self.session.is_draining() { NodeStatus::Draining } else { NodeStatus::Ready },
-            cpu,
-            memory: self.reading.memory,
-            running: self.slots.running(&self.reading.group_rss_bytes),
-        };
-        self.report_in_flight = true;
-        self.reported_at = Some(Instant::now());
-        self.sampler.reported();
-        let (inputs, client) = (self.inputs.clone(), self.client.clone());
-        tokio::spawn(async move {
-            let call = async { client.report(node, &token, &report).await };
-            let result = within(REPORT_WITHIN, &client, call).await;
-            let _ = inputs.send(Input::Reported(node, result)).await;
-        });
-    }
-
-    fn reported(&mut self, node: NodeId, result: Result<ReportReply, client::Error>, out: &mut Vec<Effect>) {
-        self.report_in_flight = false;
-        self.report_failed = result.is_err();
-        let error = match result {
-            Ok(reply) => {
-                if self.session.node() == Some(node) {
-                    self.session.report_answered(reply.report_interval_ms);
-                }
-                return;
-            }
-            Err(error) => error,
-        };
-        tracing::debug!("report failed: {error}");
-        // The session is over: connecting again finds out, and registers.
-        if matches!(error.status(), Some(401 | 404 | 410)) && self.session.node() == Some(node) {
-            self.closed("the master does not know this node any more", out);
-        }
-    }
-
-    /// Keeps the session token; in the file too, where one is configured.
-    fn keep_token(&mut self, token: Token) {
-        if let Some(file) = &self.config.session_file {
-            let saved = SavedSession { name: self.config.name.clone(), session_token: token.clone() };
-            if let Err(error) = saved.store(file) {
-                tracing::warn!(path = %file.display(), %error, "the session token is kept in memory only");
-            }
-        }
-        self.token = Some(token);
-        self.saved = None;
-    }
-
     /// Stops what still runs, so that no process is left.
     async fn stop(&mut self) {
         self.slots.cancel_all();
@@ -575,29 +411,5 @@ impl Agent {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         remove_spare(true);
-    }
-}
-
-/// A call that ends in time, whatever the client's own bounds.
-async fn within<T>(
-    bound: Duration,
-    client: &Client,
-    call: impl Future<Output = Result<T, client::Error>>,
-) -> Result<T, client::Error> {
-    match tokio::time::timeout(bound, call).await {
-        Ok(result) => result,
-        Err(_) => {
-            let after_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
-            Err(client::Error::Timeout { url: client.url(), after_ms })
-        }
-    }
-}
-
-/// What a refused registration means to the session.
-fn register_failure(error: &client::Error) -> RegisterFailure {
-    match error.status() {
-        Some(401 | 403) => RegisterFailure::NotAuthorised(error.to_string()),
-        Some(400 | 413 | 415 | 421 | 422) => RegisterFailure::Refused(error.to_string()),
-        _ => RegisterFailure::Transient,
     }
 }
