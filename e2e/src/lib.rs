@@ -17,10 +17,12 @@ pub mod cluster;
 pub mod command;
 pub mod images;
 pub mod manager;
+pub mod postgres;
 
 pub use cluster::{Cluster, Node};
 pub use command::{Ran, docker, evenkeel, evenkeel_binary, run, try_run, without_own_variables};
 pub use manager::Manager;
+pub use postgres::Postgres;
 
 use std::{
     thread,

@@ -1,5 +1,6 @@
 //! What the master is told at its start, and why it may refuse to start.
 
+use crate::store::Place;
 use scheduler::Policy;
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -33,6 +34,8 @@ pub struct Config {
     pub queue_max_tasks: u64,
     /// Most bytes of tasks that have not ended.
     pub queue_max_bytes: u64,
+    /// Where the store is; in the state directory if this says nothing.
+    pub store: Option<Place>,
     /// Most bytes of ended tasks in the store; the oldest are dropped first.
     pub store_max_bytes: u64,
     /// Name or URL of this master, as `GET /v1/status` shows it; the bound address if empty.
@@ -60,6 +63,7 @@ impl Config {
             policy: core.policy,
             queue_max_tasks: core.queue_max_tasks,
             queue_max_bytes: core.queue_max_bytes,
+            store: None,
             store_max_bytes: 10 << 30,
             name: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

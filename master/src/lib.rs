@@ -35,7 +35,10 @@ mod tls;
 pub use api::routes::{RouteInfo, routes};
 pub use config::{Config, Error, Tls};
 pub use run::run;
-pub use store::{LOCK as STORE_LOCK, Look as StoreLook, StoreError, look as look_at_store};
+pub use store::{
+    LOCK as STORE_LOCK, Look as StoreLook, Place, Restored, StoreError, backup, look as look_at_store,
+    restore,
+};
 pub use tls::Error as TlsError;
 
 /// Whether this name or address can stand in a certificate.

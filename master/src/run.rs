@@ -14,7 +14,7 @@ use crate::{
     places::Places,
     pools::Board,
     server,
-    store::{self, Store},
+    store::{self, Campaign, Candidate, Ground, Opened, Place, Store},
     tls,
 };
 use protocol::Timestamp;
@@ -24,6 +24,8 @@ use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Dur
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// How long a master leads on a shared database without saying that it still does.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long streams and work channels may take to end at shutdown.
 const STREAMS_END: Duration = Duration::from_secs(5);
 
@@ -49,7 +51,8 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
             "without TLS: tokens, tasks and results go over the network in clear text; --tls auto encrypts them"
         );
     }
-    let opened = store::open(state.path(), config.store_max_bytes).await?;
+    let (ground, opened) = lead(&config, &state).await?;
+    let epoch = opened.epoch;
     let tokens = load_tokens(&*opened.store, config.bootstrap_token_file.as_deref()).await?;
     if tokens.len() == 0 && !config.insecure_loopback {
         return Err(Error::NoTokens);
@@ -108,6 +111,7 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         () = server::serve(listener, router, server::Limits::default(), server, shutdown) => {}
         // Here and not in a task of its own, so that nothing holds the store when this ends.
         never = end_expired_tokens(&app) => match never {},
+        deposed = keep_lease(&*ground, epoch) => return Err(deposed.into()),
         ended = &mut brain_ended => {
             let why = ended.err().map_or("it was not asked to".to_owned(), |error| error.to_string());
             return Err(Error::Brain(why));
@@ -117,7 +121,37 @@ pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), 
         tracing::info!("streams that did not end in time are cut");
     }
     brain_stop.cancel();
-    brain_ended.await.map_err(|error| Error::Brain(error.to_string()))
+    brain_ended.await.map_err(|error| Error::Brain(error.to_string()))?;
+    ground.resign(epoch).await?;
+    Ok(())
+}
+
+/// Opens the store and leads on it.
+async fn lead(config: &Config, state: &StateDir) -> Result<(Arc<dyn Ground>, Opened), Error> {
+    let place = config.store.clone().unwrap_or_else(|| Place::in_directory(state.path()));
+    let ground = store::ground(&place, config.store_max_bytes);
+    let candidate = Candidate { id: uuid::Uuid::now_v7(), url: String::new() };
+    loop {
+        match ground.campaign(&candidate, LEASE).await? {
+            Campaign::Won { epoch } => {
+                let opened = ground.lead(epoch).await?;
+                return Ok((ground, opened));
+            }
+            Campaign::Held { left, .. } => tokio::time::sleep(left).await,
+        }
+    }
+}
+
+/// Says again and again that this master still leads, until it does not.
+async fn keep_lease(ground: &dyn Ground, epoch: u64) -> store::StoreError {
+    loop {
+        tokio::time::sleep(LEASE / 3).await;
+        match ground.renew(epoch, LEASE).await {
+            Ok(()) => {}
+            Err(error) if error.is_deposed() => return error,
+            Err(error) => tracing::warn!(%error, "the lease could not be renewed; tried again"),
+        }
+    }
 }
 
 /// Ends tokens, and what was begun with them, when they expire.

@@ -1,12 +1,12 @@
 //! `evenkeel master`.
 
-use crate::{cli::Global, exit::Failure};
+use crate::{cli::Global, exit::Failure, output};
 use clap::{
-    Args, ValueEnum,
+    Args, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use service::{
-    Shutdown,
+    Secret, Shutdown,
     duration::{parse_bytes, parse_ms},
     state::{ADMIN_TOKEN_FILE, StateDir},
 };
@@ -21,7 +21,38 @@ const TOKEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Arguments of `master`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct MasterArgs {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    command: Option<MasterCommand>,
+    /// How to serve.
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// What else there is to do with a master's store.
+#[derive(Debug, Subcommand)]
+enum MasterCommand {
+    /// Copy the store, also while a master uses it; prints the name of the copy
+    Backup(CopyArgs),
+    /// Put a copy in the place of the store, while no master runs
+    Restore(CopyArgs),
+}
+
+/// Arguments of `master backup` and `master restore`.
+#[derive(Args, Debug)]
+struct CopyArgs {
+    /// The copy; a directory: a new file in it, or its newest one
+    path: PathBuf,
+    /// The store: sqlite:PATH [default: evenkeel.db in the state directory]
+    #[arg(long, value_name = "PLACE", hide_env_values = true, hide_default_value = true)]
+    store: Option<Secret>,
+}
+
+/// Arguments of `master` itself.
+#[derive(Args, Debug)]
+struct ServeArgs {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -58,6 +89,9 @@ pub(crate) struct MasterArgs {
     /// Most bytes of tasks that have not ended
     #[arg(long, default_value = "1GiB", value_parser = parse_bytes, value_name = "SIZE")]
     queue_max_bytes: u64,
+    /// Where tasks are kept: sqlite:PATH, or postgres://USER@HOST:PORT/DATABASE, or 'postgres:host=HOST dbname=DATABASE' [default: evenkeel.db in the state directory]. A password belongs into EVENKEEL_STORE, evenkeel.toml, PGPASSWORD or ~/.pgpass
+    #[arg(long, value_name = "PLACE", hide_env_values = true, hide_default_value = true)]
+    store: Option<Secret>,
     /// Most bytes of ended tasks that are kept
     #[arg(long, default_value = "10GiB", value_parser = parse_bytes, value_name = "SIZE")]
     store_max_bytes: u64,
@@ -97,6 +131,38 @@ fn policies() -> impl TypedValueParser<Value = String> {
 /// # Errors
 /// Why it cannot start, or had to end.
 pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    match args.command {
+        None => serve(global, args.serve, shutdown).await,
+        Some(MasterCommand::Backup(copy)) => {
+            let now = service::clock::wall();
+            let made = master::backup(&place_of(global, copy.store)?, &copy.path, now).await;
+            output::data(made.map_err(master::Error::from)?.display())
+        }
+        Some(MasterCommand::Restore(copy)) => {
+            let now = service::clock::wall();
+            let done = master::restore(&place_of(global, copy.store)?, &copy.path, now).await;
+            let done = done.map_err(master::Error::from)?;
+            if let Some(away) = done.put_away {
+                output::say(format_args!("what was there is now {}", away.display()));
+            }
+            output::say(
+                "tasks that ended after this copy was made may run again; the next start goes on from it",
+            );
+            output::data(done.from.display())
+        }
+    }
+}
+
+fn place_of(global: &Global, store: Option<Secret>) -> Result<master::Place, Failure> {
+    match store {
+        Some(place) => {
+            master::Place::parse(place.expose()).map_err(|error| Failure::Usage(error.to_string()))
+        }
+        None => Ok(master::Place::in_directory(global.state()?.path())),
+    }
+}
+
+async fn serve(global: &Global, args: ServeArgs, shutdown: &Shutdown) -> Result<(), Failure> {
     let state = global.state()?;
     let mut config = master::Config::new(state.path());
     config.policy = args.policy.parse().map_err(Failure::Usage)?;
@@ -116,6 +182,7 @@ pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) 
     config.node_lost_after_ms = args.node_lost_after;
     config.queue_max_tasks = args.queue_max_tasks;
     config.queue_max_bytes = args.queue_max_bytes;
+    config.store = Some(place_of(global, args.store)?);
     config.store_max_bytes = args.store_max_bytes;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Box::pin(master::run(config, shutdown.token())).await?)
@@ -136,7 +203,7 @@ pub(crate) async fn kept_token(state: &StateDir, name: &str) -> Result<PathBuf, 
     Ok(path)
 }
 
-async fn token_from_stdin() -> Result<service::Secret, Failure> {
+async fn token_from_stdin() -> Result<Secret, Failure> {
     let read = tokio::task::spawn_blocking(|| service::token::read(Path::new("-")));
     match tokio::time::timeout(TOKEN_WITHIN, read).await {
         Ok(Ok(token)) => Ok(token?),

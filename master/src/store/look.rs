@@ -1,10 +1,10 @@
 //! A look at a database from outside, while a master may have it open.
 
 use super::{
-    StoreError,
-    sqlite::{DATABASE, migrations, within},
+    StoreError, schema,
+    sql::within,
+    sqlite::{self, DATABASE},
 };
-use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use std::path::Path;
 
 /// A database as it was found; nothing was changed.
@@ -27,24 +27,20 @@ pub async fn look(dir: &Path) -> Result<Option<Look>, StoreError> {
         return Ok(None);
     }
     let what = "open the database";
-    let options = SqliteConnectOptions::new().filename(&file).read_only(true).disable_statement_logging();
-    let look = async {
-        let mut db = options.connect().await?;
-        let schema =
-            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut db).await?;
+    let schema = within(what, async {
+        let mut db = sqlite::open(&file, true).await?;
+        let schema = schema::version(&mut db).await?;
         db.close().await?;
         Ok(schema)
-    };
-    let schema = within(what, look).await?.map_err(StoreError::database(what))?;
-    let newest_known = migrations().iter().map(|migration| migration.version).max().unwrap_or(0);
-    Ok(Some(Look { schema, newest_known }))
+    });
+    Ok(Some(Look { schema: schema.await?.unwrap_or(0), newest_known: schema::NEWEST }))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::store::{open, sqlite::pretend_newer};
+    use crate::store::{Place, conformance::pretend_newer, open};
 
     #[tokio::test]
     async fn a_database_is_looked_at_beside_its_master_and_a_newer_one_is_known() {
@@ -54,7 +50,7 @@ mod tests {
         let found = look(folder.path()).await.unwrap().unwrap();
         assert_eq!(found.schema, found.newest_known);
         drop(opened);
-        pretend_newer(folder.path()).await;
+        pretend_newer(&Place::in_directory(folder.path())).await;
         assert!(look(folder.path()).await.unwrap().is_some_and(|look| look.schema > look.newest_known));
     }
 

@@ -1,38 +1,55 @@
-//! What outlives the process, behind one trait.
+//! What outlives the process, behind two traits: [`Store`], what the leading master keeps, and [`Ground`], what
+//! masters have in common: one database, and one leader at a time.
 //!
-//! [`sqlite`] is the store of one master: opening it, its connections and its lock. [`write`] applies what
-//! the scheduler wants written, [`needed`] leaves out what the rest of the same transaction makes
-//! superfluous, [`read`] reads back, [`logs`] keeps what tasks printed, `look` tells of a database from outside. SQL
-//! is spoken in this module only.
+//! [`place`] reads where it is. [`sqlite`] is the ground of one master alone, [`postgres`] that of several; [`sql`]
+//! is the store on both, over [`connections`] and the seam between the databases, [`db`]; [`schema`] makes its tables.
+//! [`write`] applies what the scheduler wants written, [`needed`] leaves out what the rest of the same transaction
+//! makes superfluous, [`read`] reads back, [`logs`] keeps what tasks printed, [`forget`] drops what is old, [`backup`] makes and
+//! puts back copies, `look` tells of a database from outside. SQL is spoken in this module only.
 //!
 //! What holds:
 //! 1. what [`Store::commit`] called done is on disk (`fsync`) and survives `kill -9` and power loss;
 //! 2. a transaction is whole or not there at all;
 //! 3. a task that has ended never changes again, whatever is written later or twice;
-//! 4. of secrets only hashes are kept.
+//! 4. of secrets only hashes are kept;
+//! 5. once a campaign is won, no transaction of an earlier leader is committed any more.
 
+mod backup;
+mod connections;
+mod db;
+mod error;
+mod forget;
 mod logs;
 mod look;
 mod needed;
+mod place;
+mod postgres;
 mod read;
+mod schema;
+mod sql;
 mod sqlite;
 mod write;
 
 #[cfg(test)]
 pub(crate) mod conformance;
 
+pub use backup::{Restored, backup, restore};
+pub use error::StoreError;
 pub(crate) use logs::StoredPiece;
 pub use look::{Look, look};
+pub use place::Place;
 pub use sqlite::LOCK;
 
 use futures_util::future::BoxFuture;
+use place::Inner;
 use protocol::{TaskId, Timestamp, auth::TokenInfo, log::Stream, pool::PoolSpec, task::Task};
 use scheduler::{
     TaskFilter,
     event::ClientId,
     record::{Op, Recovered},
 };
-use std::{path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
+use uuid::Uuid;
 
 /// How long ended tasks, idempotency keys and the sessions of nodes that are gone are kept.
 pub(crate) const KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -68,7 +85,7 @@ pub(crate) trait Store: Send + Sync {
     fn put_token<'a>(&'a self, hash: &'a [u8; 32], info: &'a TokenInfo) -> Doing<'a, ()>;
 
     /// Forgets a token; no error if there is none.
-    fn remove_token(&self, id: uuid::Uuid) -> Doing<'_, ()>;
+    fn remove_token(&self, id: Uuid) -> Doing<'_, ()>;
 
     /// All tokens with the hashes of their secrets, expired ones included.
     fn tokens(&self) -> Doing<'_, Vec<StoredToken>>;
@@ -98,74 +115,81 @@ pub(crate) struct Opened {
     pub(crate) recovered: Recovered,
 }
 
-/// Opens the store in this directory, or makes it. `max_bytes` bounds the database: past it the oldest
-/// ended tasks are dropped.
-///
-/// # Errors
-/// [`StoreError`]; [`StoreError::Locked`] while another master has it open.
-pub(crate) async fn open(dir: &Path, max_bytes: u64) -> Result<Opened, StoreError> {
-    let (store, epoch) = sqlite::Sqlite::open(dir, max_bytes).await?;
-    let recovered = store.recover(service::clock::wall()).await?;
-    Ok(Opened { store: Arc::new(store), epoch, recovered })
+/// Who asks to lead.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    /// This process's life.
+    pub(crate) id: Uuid,
+    /// Where others reach it; empty for a master alone.
+    pub(crate) url: String,
 }
 
-/// Why the store did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another master has it open.
-    #[error("{} is in use by another master; stop that one, or give this one another --state-dir", dir.display())]
-    Locked {
-        /// The directory.
-        dir: PathBuf,
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leader {
+    /// Its epoch.
+    pub(crate) epoch: u64,
+    /// Where it is reached, as it said.
+    pub(crate) url: String,
+}
+
+/// Answer to a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Campaign {
+    /// It leads from now on, with this epoch (higher than any before), already durable.
+    Won {
+        /// The epoch.
+        epoch: u64,
     },
-    /// A newer program has written it.
-    #[error("{} was written by a newer version of this program (schema {version}); use that version", file.display())]
-    Newer {
-        /// The database.
-        file: PathBuf,
-        /// The schema's number that is not known here.
-        version: i64,
-    },
-    /// The files cannot be made or opened.
-    #[error("{}: {source}; check that the directory exists and that this user may write to it", path.display())]
-    Files {
-        /// What was to be opened.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The database refused or failed.
-    #[error("the database failed to {what}: {why}")]
-    Database {
-        /// What was tried.
-        what: &'static str,
-        /// What the database says.
-        why: String,
-    },
-    /// What is stored cannot be read.
-    #[error("the store holds {what} that cannot be read: {why}; restore the state directory from a backup")]
-    Corrupt {
-        /// Of what kind.
-        what: &'static str,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The disk or the database did not answer.
-    #[error("the store did not {what} within {} s; the disk may be overloaded or failing", STORE_TIMEOUT.as_secs())]
-    Timeout {
-        /// What was tried.
-        what: &'static str,
+    /// Another one leads.
+    Held {
+        /// Who.
+        leader: Leader,
+        /// What the database's clock says is left of its lease.
+        left: Duration,
     },
 }
 
-impl StoreError {
-    /// A database error while trying to do `what`.
-    fn database(what: &'static str) -> impl Fn(sqlx::Error) -> Self {
-        move |error| Self::Database { what, why: error.to_string() }
-    }
+/// What masters have in common: one database, one leader at a time. Every call but [`Ground::lead`] ends within
+/// [`STORE_TIMEOUT`].
+pub(crate) trait Ground: Send + Sync {
+    /// Takes the lease if it is free, run out (by the database's clock) or this candidate's own.
+    /// On SQLite the lease is the lock of the database, and who else has it is [`StoreError::Locked`].
+    fn campaign<'a>(&'a self, candidate: &'a Candidate, lease: Duration) -> Doing<'a, Campaign>;
 
-    /// Something stored that does not parse.
-    fn corrupt<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Self {
-        move |error| Self::Corrupt { what, why: error.to_string() }
+    /// Prolongs the lease, also one that ran out and nobody took; [`StoreError::Deposed`] if the epoch is no longer
+    /// the current one, or was resigned.
+    fn renew(&self, epoch: u64, lease: Duration) -> Doing<'_, ()>;
+
+    /// Gives the lease up, so that nobody need wait for its end. No error if it is not ours any more.
+    fn resign(&self, epoch: u64) -> Doing<'_, ()>;
+
+    /// Everything that the leader of this epoch needs. Every write of the store is refused by the database
+    /// ([`StoreError::Deposed`]) once the epoch is not the current one: asked in the same transaction, of a row that
+    /// is locked, so that a write and a takeover cannot cross. No time limit: it may have much to read.
+    fn lead(&self, epoch: u64) -> Doing<'_, Opened>;
+}
+
+/// The ground at this place; nothing is opened yet. `max_bytes` bounds the database: past it the oldest ended tasks
+/// are dropped.
+pub(crate) fn ground(place: &Place, max_bytes: u64) -> Arc<dyn Ground> {
+    match &place.0 {
+        Inner::Sqlite(file) => Arc::new(sqlite::SqliteGround::new(file.clone(), max_bytes)),
+        Inner::Postgres(options) => Arc::new(postgres::PostgresGround::new((**options).clone(), max_bytes)),
     }
+}
+
+/// A connection beside a store's own.
+#[cfg(test)]
+async fn open_db(place: &Place) -> Result<db::Db, StoreError> {
+    match &place.0 {
+        Inner::Sqlite(file) => sqlite::open(file, false).await,
+        Inner::Postgres(options) => postgres::open(options).await,
+    }
+}
+
+/// Leads on a database in this directory, as a master alone does.
+#[cfg(test)]
+pub(crate) async fn open(dir: &std::path::Path, max_bytes: u64) -> Result<Opened, StoreError> {
+    conformance::lead(&Place::in_directory(dir), max_bytes).await
 }

@@ -1,7 +1,10 @@
 //! What is read back, row by row.
 
-use super::{EndedTask, KEPT_MS, StoreError, StoredPool, StoredToken, write};
-use futures_util::TryStreamExt as _;
+use super::{
+    EndedTask, KEPT_MS, StoreError, StoredPool, StoredToken,
+    db::{Db, Row, Value},
+    write,
+};
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
     task::{Json, Task},
@@ -13,20 +16,20 @@ use scheduler::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Decode, Postgres, Sqlite, Type};
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// A row with errors that say of what.
 struct Reader<'a> {
-    row: &'a SqliteRow,
+    row: &'a Row,
     what: &'static str,
 }
 
 impl<'a> Reader<'a> {
     fn get<T>(&self, column: &'static str) -> Result<T, StoreError>
     where
-        T: sqlx::Decode<'a, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+        T: Decode<'a, Sqlite> + Type<Sqlite> + Decode<'a, Postgres> + Type<Postgres>,
     {
         self.row.try_get(column).map_err(StoreError::corrupt(self.what))
     }
@@ -56,18 +59,15 @@ impl<'a> Reader<'a> {
 }
 
 /// Everything that a starting master needs.
-pub(super) async fn recover(db: &mut SqliteConnection, now: Timestamp) -> Result<Recovered, StoreError> {
+pub(super) async fn recover(db: &mut Db, now: Timestamp) -> Result<Recovered, StoreError> {
     Ok(Recovered { tasks: open_tasks(db).await?, nodes: nodes(db).await?, keys: keys(db, now).await? })
 }
 
-async fn open_tasks(db: &mut SqliteConnection) -> Result<Vec<OpenTask>, StoreError> {
+async fn open_tasks(db: &mut Db) -> Result<Vec<OpenTask>, StoreError> {
     let sql = "SELECT id, client, key, body_hash, submitted_at, spec, attempt, node, run, started_at
                FROM tasks WHERE state < 2 ORDER BY id";
-    let failed = StoreError::database("read the open tasks");
-    let mut rows = sqlx::query(sql).fetch(db);
-    let mut tasks = Vec::new();
-    while let Some(row) = rows.try_next().await.map_err(&failed)? {
-        let row = Reader { row: &row, what: "an open task" };
+    let open = |row: &Row| {
+        let row = Reader { row, what: "an open task" };
         let key = match row.get::<Option<String>>("key")? {
             Some(key) => Some((Arc::from(key), row.hash("body_hash")?)),
             None => None,
@@ -87,17 +87,16 @@ async fn open_tasks(db: &mut SqliteConnection) -> Result<Vec<OpenTask>, StoreErr
             )),
             None => None,
         };
-        let attempt = row.get::<u32>("attempt")?;
-        tasks.push(OpenTask { record: Arc::new(record), attempt, running });
-    }
-    Ok(tasks)
+        let attempt = u32::try_from(row.get::<i64>("attempt")?).map_err(StoreError::corrupt(row.what))?;
+        Ok(OpenTask { record: Arc::new(record), attempt, running })
+    };
+    db.all("read the open tasks", sql, Vec::new(), open).await
 }
 
-async fn nodes(db: &mut SqliteConnection) -> Result<Vec<Arc<NodeRecord>>, StoreError> {
+async fn nodes(db: &mut Db) -> Result<Vec<Arc<NodeRecord>>, StoreError> {
     let sql = "SELECT id, session_hash, boot_id, registration, registered_at
                FROM nodes WHERE gone_at IS NULL ORDER BY registered_at, id";
-    let rows = sqlx::query(sql).fetch_all(db).await.map_err(StoreError::database("read the nodes"))?;
-    let node = |row: &SqliteRow| {
+    let node = |row: &Row| {
         let row = Reader { row, what: "a node" };
         Ok(Arc::new(NodeRecord {
             id: NodeId(row.uuid("id")?),
@@ -107,42 +106,30 @@ async fn nodes(db: &mut SqliteConnection) -> Result<Vec<Arc<NodeRecord>>, StoreE
             registered_at: Timestamp(row.get("registered_at")?),
         }))
     };
-    rows.iter().map(node).collect()
+    db.all("read the nodes", sql, Vec::new(), node).await
 }
 
 type Key = (ClientId, Arc<str>, [u8; 32], TaskId);
 
-async fn keys(db: &mut SqliteConnection, now: Timestamp) -> Result<Vec<Key>, StoreError> {
-    let sql = "SELECT client, key, body_hash, task FROM idempotency_keys WHERE submitted_at > ?1
+async fn keys(db: &mut Db, now: Timestamp) -> Result<Vec<Key>, StoreError> {
+    let sql = "SELECT client, key, body_hash, task FROM idempotency_keys WHERE submitted_at > $1
                ORDER BY submitted_at";
-    let rows = sqlx::query(sql)
-        .bind(now.0.saturating_sub_unsigned(KEPT_MS))
-        .fetch_all(db)
-        .await
-        .map_err(StoreError::database("read the idempotency keys"))?;
-    let key = |row: &SqliteRow| {
+    let key = |row: &Row| {
         let row = Reader { row, what: "an idempotency key" };
         let key = Arc::from(row.get::<String>("key")?);
         Ok((row.client()?, key, row.hash("body_hash")?, TaskId(row.uuid("task")?)))
     };
-    rows.iter().map(key).collect()
+    let since = now.0.saturating_sub_unsigned(KEPT_MS);
+    db.all("read the idempotency keys", sql, vec![since.into()], key).await
 }
 
 /// One task that has ended, whole.
-pub(super) async fn ended_task(
-    db: &mut SqliteConnection,
-    id: TaskId,
-) -> Result<Option<EndedTask>, StoreError> {
-    let sql = "SELECT client, shown, input, result FROM tasks WHERE id = ?1 AND state >= 2";
-    let row = sqlx::query(sql)
-        .bind(write::id_bytes(id.0))
-        .fetch_optional(db)
-        .await
-        .map_err(StoreError::database("read a task"))?;
-    row.as_ref().map(|row| shown(row, true)).transpose()
+pub(super) async fn ended_task(db: &mut Db, id: TaskId) -> Result<Option<EndedTask>, StoreError> {
+    let sql = "SELECT client, shown, input, result FROM tasks WHERE id = $1 AND state >= 2";
+    db.one("read a task", sql, vec![write::id_bytes(id.0).into()], |row| shown(row, true)).await
 }
 
-fn shown(row: &SqliteRow, full: bool) -> Result<EndedTask, StoreError> {
+fn shown(row: &Row, full: bool) -> Result<EndedTask, StoreError> {
     let row = Reader { row, what: "an ended task" };
     let mut task: Task = row.json("shown")?;
     if full {
@@ -152,7 +139,7 @@ fn shown(row: &SqliteRow, full: bool) -> Result<EndedTask, StoreError> {
     Ok((Arc::new(task), row.client()?))
 }
 
-// A listing goes down from `?1` and stops at the limit; what does not match is skipped over. By label it
+// A listing goes down from `$1` and stops at the limit; what does not match is skipped over. By label it
 // goes down the label's own index. `CROSS JOIN` keeps SQLite from choosing another order.
 macro_rules! listing {
     ($columns:literal, $from:literal, $order:literal) => {
@@ -162,25 +149,25 @@ macro_rules! listing {
             " FROM ",
             $from,
             " AND t.state >= 2
-              AND (?2 IS NULL OR t.state = ?2) AND (?3 IS NULL OR t.kind = ?3)
-              AND (?4 IS NULL OR t.node = ?4) AND (?5 IS NULL OR t.client = ?5)
+              AND ($2 IS NULL OR t.state = $2) AND ($3 IS NULL OR t.kind = $3)
+              AND ($4 IS NULL OR t.node = $4) AND ($5 IS NULL OR t.client = $5)
               ORDER BY ",
             $order,
-            " DESC LIMIT ?6"
+            " DESC LIMIT $6"
         )
     };
 }
 macro_rules! plain {
     ($columns:literal) => {
-        listing!($columns, "tasks t WHERE t.id < ?1", "t.id")
+        listing!($columns, "tasks t WHERE t.id < $1", "t.id")
     };
 }
 macro_rules! labelled {
     ($columns:literal) => {
         listing!(
             $columns,
-            "task_labels l CROSS JOIN tasks t ON t.id = l.task
-             WHERE l.key = ?7 AND l.value = ?8 AND l.task < ?1",
+            "task_labels l CROSS JOIN tasks t
+             WHERE t.id = l.task AND l.key = $7 AND l.value = $8 AND l.task < $1",
             "l.task"
         )
     };
@@ -192,7 +179,7 @@ const LABELLED_FULL: &str = labelled!(", t.input, t.result");
 
 /// Tasks that have ended and match, newest id first.
 pub(super) async fn ended_tasks(
-    db: &mut SqliteConnection,
+    db: &mut Db,
     filter: &TaskFilter,
     full: bool,
 ) -> Result<Vec<EndedTask>, StoreError> {
@@ -205,42 +192,38 @@ pub(super) async fn ended_tasks(
         (Some(_), false) => LABELLED,
         (Some(_), true) => LABELLED_FULL,
     };
-    let mut query = sqlx::query(sql)
-        .bind(write::id_bytes(filter.before.map_or(Uuid::max(), |before| before.0)))
-        .bind(filter.state.map(write::number))
-        .bind(filter.kind.clone())
-        .bind(filter.node.map(|node| write::id_bytes(node.0)))
-        .bind(filter.client.map(write::client_bytes))
-        .bind(i64::try_from(filter.limit).unwrap_or(i64::MAX));
+    let mut values: Vec<Value> = vec![
+        write::id_bytes(filter.before.map_or(Uuid::max(), |before| before.0)).into(),
+        filter.state.map(write::number).into(),
+        filter.kind.clone().into(),
+        filter.node.map(|node| write::id_bytes(node.0)).into(),
+        filter.client.map(write::client_bytes).into(),
+        i64::try_from(filter.limit).unwrap_or(i64::MAX).into(),
+    ];
     if let Some((key, value)) = &filter.label {
-        query = query.bind(key.clone()).bind(value.clone());
+        values.extend([key.clone().into(), value.clone().into()]);
     }
-    let rows = query.fetch_all(db).await.map_err(StoreError::database("list tasks"))?;
-    rows.iter().map(|row| shown(row, full)).collect()
+    db.all("list tasks", sql, values, |row| shown(row, full)).await
 }
 
 /// All tokens.
-pub(super) async fn tokens(db: &mut SqliteConnection) -> Result<Vec<StoredToken>, StoreError> {
-    let rows = sqlx::query("SELECT hash, info FROM tokens ORDER BY id")
-        .fetch_all(db)
-        .await
-        .map_err(StoreError::database("read the tokens"))?;
-    let token = |row: &SqliteRow| {
+pub(super) async fn tokens(db: &mut Db) -> Result<Vec<StoredToken>, StoreError> {
+    let token = |row: &Row| {
         let row = Reader { row, what: "a token" };
         Ok((row.hash("hash")?, row.json("info")?))
     };
-    rows.iter().map(token).collect()
+    db.all("read the tokens", "SELECT hash, info FROM tokens ORDER BY id", Vec::new(), token).await
 }
 
 /// All pools.
-pub(super) async fn pools(db: &mut SqliteConnection) -> Result<Vec<StoredPool>, StoreError> {
-    let rows = sqlx::query("SELECT name, revision, spec FROM pools ORDER BY name")
-        .fetch_all(db)
-        .await
-        .map_err(StoreError::database("read the pools"))?;
-    let pool = |row: &SqliteRow| {
+pub(super) async fn pools(db: &mut Db) -> Result<Vec<StoredPool>, StoreError> {
+    let sql = "SELECT name, revision, spec FROM pools";
+    let pool = |row: &Row| {
         let row = Reader { row, what: "a pool" };
         Ok((row.get("name")?, row.get::<i64>("revision")?.cast_unsigned(), row.json("spec")?))
     };
-    rows.iter().map(pool).collect()
+    let mut pools: Vec<StoredPool> = db.all("read the pools", sql, Vec::new(), pool).await?;
+    // The databases differ in how they sort text.
+    pools.sort_by(|one, other| one.0.cmp(&other.0));
+    Ok(pools)
 }

@@ -1,132 +1,23 @@
-//! What every store has to do, as one suite, run on SQLite; and the makers of its records.
+//! What a store has to do.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
-use super::{KEPT_MS, Opened, Store, StoreError, open};
+use super::{
+    Home, lead, pretend_newer,
+    records::{
+        accepted, dispatched, ended, ended_as, ended_at, json, node_id, node_record, now, requeued, task,
+        task_id,
+    },
+};
+use crate::store::{KEPT_MS, Opened, Store, StoreError};
 use protocol::{
-    BootId, NodeId, RunId, TaskId, Timestamp,
+    BootId, RunId, TaskId, Timestamp,
     auth::{Scope, TokenInfo},
     log::{Stream, Tail, Tails},
-    node::NodeRegistration,
     pool::PoolSpec,
-    task::{Json, Resources, Task, TaskError, TaskSpec, TaskState},
+    task::{Task, TaskState},
 };
-use scheduler::{
-    TaskFilter, TaskLog,
-    event::ClientId,
-    record::{NodeRecord, Op, TaskRecord},
-};
-use serde_json::value::RawValue;
-use std::{path::Path, sync::Arc};
-use tempfile::TempDir;
+use scheduler::{TaskFilter, TaskLog, event::ClientId, record::Op};
+use std::sync::Arc;
 use uuid::Uuid;
-
-/// A recent instant, so that nothing written here is old.
-fn now() -> Timestamp {
-    service::clock::wall()
-}
-
-pub(crate) fn task_id(n: u64) -> TaskId {
-    TaskId(Uuid::from_u64_pair(0, n))
-}
-
-fn node_id(n: u64) -> NodeId {
-    NodeId(Uuid::from_u64_pair(1, n))
-}
-
-fn json(text: &str) -> Json {
-    Arc::from(RawValue::from_string(text.to_owned()).unwrap())
-}
-
-pub(crate) fn accepted(n: u64, key: Option<&str>) -> Op {
-    let spec = TaskSpec::new("fib", Some(json(r#"{"n": 4.0e1}"#)));
-    let key = key.map(|key| (Arc::from(key), [n as u8; 32]));
-    Op::TaskAccepted(Arc::new(TaskRecord {
-        id: task_id(n),
-        spec,
-        client: ClientId(7),
-        key,
-        submitted_at: now(),
-    }))
-}
-
-pub(crate) fn dispatched(n: u64, run: u64) -> Op {
-    Op::TaskDispatched { task: task_id(n), run: RunId::new(3, run), node: node_id(1), attempt: 1, at: now() }
-}
-
-pub(crate) fn requeued(n: u64) -> Op {
-    Op::TaskRequeued { task: task_id(n), attempt: 1 }
-}
-
-fn task(n: u64, state: TaskState) -> Task {
-    Task {
-        id: task_id(n),
-        kind: "fib".to_owned(),
-        input: Some(json(r#"{"n": 4.0e1}"#)),
-        state,
-        result: (state == TaskState::Succeeded).then(|| json(r#"{"value":"102334155"}"#)),
-        error: (state == TaskState::Failed)
-            .then(|| TaskError { code: protocol::task::ErrorCode::TaskError, message: "no".to_owned() }),
-        node: Some(node_id(1)),
-        attempt: 1,
-        max_attempts: 3,
-        priority: 0,
-        labels: [("batch".to_owned(), (n % 2).to_string())].into(),
-        resources: Resources::default(),
-        submitted_at: now(),
-        started_at: Some(now()),
-        finished_at: Some(now()),
-        queue_ms: 1,
-        run_ms: Some(2),
-        cpu_ms: Some(3),
-    }
-}
-
-fn ended_as(n: u64, state: TaskState) -> Op {
-    Op::TaskEnded { task: Arc::new(task(n, state)), client: ClientId(7), log: None }
-}
-
-pub(crate) fn ended(n: u64) -> Op {
-    ended_as(n, TaskState::Succeeded)
-}
-
-fn ended_at(n: u64, at: Timestamp) -> Op {
-    let task = Task { finished_at: Some(at), ..task(n, TaskState::Succeeded) };
-    Op::TaskEnded { task: Arc::new(task), client: ClientId(7), log: None }
-}
-
-fn node_record(n: u64) -> NodeRecord {
-    NodeRecord {
-        id: node_id(n),
-        session_hash: [n as u8; 32],
-        boot_id: BootId(Uuid::from_u64_pair(2, n)),
-        registration: NodeRegistration {
-            name: format!("n{n}"),
-            ip: "10.0.0.1".parse().unwrap(),
-            pool: "default".to_owned(),
-            allotted_cores: 0.5,
-            memory_bytes: 1 << 28,
-            kinds: protocol::kinds::built_in(),
-            labels: [("zone".to_owned(), "a".to_owned())].into(),
-            version: "0.1.0".to_owned(),
-            boot_id: BootId(Uuid::from_u64_pair(2, n)),
-            runtime_id: None,
-        },
-        registered_at: now(),
-    }
-}
-
-async fn fresh() -> (TempDir, Opened) {
-    let dir = tempfile::tempdir().unwrap();
-    let opened = open(dir.path(), u64::MAX).await.unwrap();
-    (dir, opened)
-}
-
-/// Opens the store again, as the next master does; whatever held the old one is gone by then.
-async fn reopen(dir: &Path, opened: Opened) -> Opened {
-    drop(opened);
-    open(dir, u64::MAX).await.unwrap()
-}
 
 fn open_ids(opened: &Opened) -> Vec<TaskId> {
     opened.recovered.tasks.iter().map(|task| task.record.id).collect()
@@ -136,9 +27,10 @@ async fn ids(store: &dyn Store, filter: &TaskFilter) -> Vec<TaskId> {
     store.ended_tasks(filter, false).await.unwrap().iter().map(|(task, _)| task.id).collect()
 }
 
-#[tokio::test]
-async fn what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended_is_open() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended_is_open(
+    home: &Home,
+) {
+    let opened = home.fresh().await;
     assert_eq!(opened.epoch, 1);
     assert!(opened.recovered.tasks.is_empty());
     let first = [accepted(1, Some("k")), accepted(2, None), accepted(3, None), dispatched(2, 5)];
@@ -146,7 +38,7 @@ async fn what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended
     opened.store.commit(&[dispatched(3, 6), ended(3)]).await.unwrap();
     opened.store.commit(&[accepted(4, Some("k4")), dispatched(4, 7), ended(4)]).await.unwrap();
 
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     assert_eq!(again.epoch, 2);
     assert_eq!(open_ids(&again), [task_id(1), task_id(2)]);
     let [one, two] = &again.recovered.tasks[..] else { panic!("two are open") };
@@ -170,9 +62,8 @@ async fn what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended
     assert!(again.store.ended_task(task_id(1)).await.unwrap().is_none(), "it has not ended");
 }
 
-#[tokio::test]
-async fn writing_twice_is_the_same_as_writing_once() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn writing_twice_is_the_same_as_writing_once(home: &Home) {
+    let opened = home.fresh().await;
     let life = [accepted(1, Some("k")), dispatched(1, 1), accepted(2, None), dispatched(2, 2), ended(2)];
     for _ in 0..2 {
         for op in &life {
@@ -180,50 +71,46 @@ async fn writing_twice_is_the_same_as_writing_once() {
         }
         opened.store.commit(&life).await.unwrap();
     }
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     assert_eq!(open_ids(&again), [task_id(1)]);
     assert_eq!(again.recovered.keys.len(), 1);
     assert_eq!(ids(&*again.store, &TaskFilter::default()).await, [task_id(2)]);
 }
 
-#[tokio::test]
-async fn a_task_that_has_ended_never_changes_again() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn a_task_that_has_ended_never_changes_again(home: &Home) {
+    let opened = home.fresh().await;
     opened.store.commit(&[accepted(1, None), ended(1)]).await.unwrap();
     for late in [ended_as(1, TaskState::Failed), dispatched(1, 9), requeued(1), accepted(1, None)] {
         opened.store.commit(&[late]).await.unwrap();
     }
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     assert!(again.recovered.tasks.is_empty());
     let (task, _) = again.store.ended_task(task_id(1)).await.unwrap().unwrap();
     assert_eq!((task.state, task.error.clone()), (TaskState::Succeeded, None));
 }
 
-#[tokio::test]
-async fn a_requeued_task_runs_nowhere_and_keeps_its_attempts() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn a_requeued_task_runs_nowhere_and_keeps_its_attempts(home: &Home) {
+    let opened = home.fresh().await;
     opened.store.commit(&[accepted(1, None)]).await.unwrap();
     opened.store.commit(&[dispatched(1, 1)]).await.unwrap();
     opened.store.commit(&[requeued(1)]).await.unwrap();
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     let task = &again.recovered.tasks[0];
     assert_eq!((task.attempt, task.running), (1, None));
 }
 
-#[tokio::test]
-async fn a_hand_out_of_a_task_that_is_not_stored_is_nothing() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn a_hand_out_of_a_task_that_is_not_stored_is_nothing(home: &Home) {
+    let opened = home.fresh().await;
     opened.store.commit(&[dispatched(1, 1), requeued(2)]).await.unwrap();
-    assert!(reopen(dir.path(), opened).await.recovered.tasks.is_empty());
+    assert!(home.reopen(opened).await.recovered.tasks.is_empty());
 }
 
-#[tokio::test]
-async fn nodes_that_are_gone_are_not_read_back() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn nodes_that_are_gone_are_not_read_back(home: &Home) {
+    let opened = home.fresh().await;
     let nodes = [1, 2].map(|n| Op::NodeRegistered(Arc::new(node_record(n))));
     opened.store.commit(&nodes).await.unwrap();
     opened.store.commit(&[Op::NodeGone { node: node_id(1), at: now() }]).await.unwrap();
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     let [node] = &again.recovered.nodes[..] else { panic!("one is left") };
     assert_eq!(node.registration, node_record(2).registration);
     assert_eq!(
@@ -232,9 +119,8 @@ async fn nodes_that_are_gone_are_not_read_back() {
     );
 }
 
-#[tokio::test]
-async fn listings_go_from_new_to_old_and_match_every_given_field() {
-    let (_dir, opened) = fresh().await;
+pub(super) async fn listings_go_from_new_to_old_and_match_every_given_field(home: &Home) {
+    let opened = home.fresh().await;
     let store = &*opened.store;
     let ops: Vec<_> = (1..=6)
         .map(|n| ended_as(n, if n == 3 { TaskState::Failed } else { TaskState::Succeeded }))
@@ -268,9 +154,8 @@ async fn listings_go_from_new_to_old_and_match_every_given_field() {
     assert_eq!(full.iter().filter(|(task, _)| task.input.is_some() && task.result.is_some()).count(), 5);
 }
 
-#[tokio::test]
-async fn tokens_are_kept_by_hash_and_pools_by_revision() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn tokens_are_kept_by_hash_and_pools_by_revision(home: &Home) {
+    let opened = home.fresh().await;
     let info = |n: u128| TokenInfo {
         id: Uuid::from_u128(n),
         scopes: vec![Scope::Admin],
@@ -288,23 +173,14 @@ async fn tokens_are_kept_by_hash_and_pools_by_revision() {
     let spec = |desired| PoolSpec { desired: Some(desired), ..PoolSpec::default() };
     opened.store.put_pool("a", 2, &spec(5)).await.unwrap();
     opened.store.put_pool("a", 1, &spec(9)).await.unwrap();
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     assert_eq!(again.store.tokens().await.unwrap(), [([2; 32], two)]);
     let pools = again.store.pools().await.unwrap();
     assert_eq!((pools.len(), &*pools[0].0, pools[0].1, pools[0].2.desired), (1, "a", 2, Some(5)));
 }
 
-#[tokio::test]
-async fn a_store_that_is_open_is_refused_to_another_master() {
-    let (dir, opened) = fresh().await;
-    let refused = open(dir.path(), u64::MAX).await.err().unwrap();
-    assert!(matches!(refused, StoreError::Locked { .. }), "{refused}");
-    assert_eq!(reopen(dir.path(), opened).await.epoch, 2, "the refused one took no epoch");
-}
-
-#[tokio::test]
-async fn what_is_old_is_forgotten_and_keys_outlive_their_tasks() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn what_is_old_is_forgotten_and_keys_outlive_their_tasks(home: &Home) {
+    let opened = home.fresh().await;
     let store = &*opened.store;
     let old = Timestamp(now().0.saturating_sub_unsigned(KEPT_MS + 1_000));
     let gone = Op::NodeRegistered(Arc::new(node_record(1)));
@@ -322,19 +198,17 @@ async fn what_is_old_is_forgotten_and_keys_outlive_their_tasks() {
     assert_eq!(ids(store, &TaskFilter::default()).await, [task_id(2)]);
     let label = Some(("batch".to_owned(), "1".to_owned()));
     assert!(ids(store, &TaskFilter { label, ..TaskFilter::default() }).await.is_empty());
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     assert_eq!(open_ids(&again), [task_id(3)]);
     assert_eq!(again.recovered.keys.len(), 1);
     again.store.forget(now().plus_ms(KEPT_MS + 1_000)).await.unwrap();
-    let last = reopen(dir.path(), again).await;
+    let last = home.reopen(again).await;
     assert!(last.recovered.keys.is_empty());
     assert_eq!(open_ids(&last), [task_id(3)], "what has not ended is never forgotten");
 }
 
-#[tokio::test]
-async fn a_store_over_its_size_drops_the_oldest_ended_tasks_first() {
-    let dir = tempfile::tempdir().unwrap();
-    let opened = open(dir.path(), 1_000_000).await.unwrap();
+pub(super) async fn a_store_over_its_size_drops_the_oldest_ended_tasks_first(home: &Home) {
+    let opened = home.with_room(1_000_000).await;
     let store = &*opened.store;
     let text = format!("\"{}\"", "x".repeat(4_000));
     let big = |n: u64| {
@@ -351,18 +225,16 @@ async fn a_store_over_its_size_drops_the_oldest_ended_tasks_first() {
     assert_eq!(kept, newest);
 }
 
-#[tokio::test]
-async fn a_newer_schema_is_refused() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn a_newer_schema_is_refused(home: &Home) {
+    let opened = home.fresh().await;
     drop(opened);
-    super::sqlite::pretend_newer(dir.path()).await;
-    let refused = open(dir.path(), u64::MAX).await.err().unwrap();
+    pretend_newer(&home.place).await;
+    let refused = lead(&home.place, u64::MAX).await.err().unwrap();
     assert!(matches!(refused, StoreError::Newer { version: 99, .. }), "{refused}");
 }
 
-#[tokio::test]
-async fn a_store_on_a_sound_disk_is_writable() {
-    let (_dir, opened) = fresh().await;
+pub(super) async fn a_store_on_a_sound_disk_is_writable(home: &Home) {
+    let opened = home.fresh().await;
     opened.store.check_writable().await.unwrap();
 }
 
@@ -382,14 +254,13 @@ async fn log(store: &dyn Store, n: u64, stream: Stream) -> Option<(u64, u64, Str
     Some((stored.run.0, stored.piece.offset, String::from_utf8(stored.piece.bytes.to_vec()).unwrap()))
 }
 
-#[tokio::test]
-async fn a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it() {
-    let (dir, opened) = fresh().await;
+pub(super) async fn a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it(home: &Home) {
+    let opened = home.fresh().await;
     let store = &*opened.store;
     store.commit(&[ended_with(1, log_of(5, "hello world", "oh")), ended(2)]).await.unwrap();
     // Later words change nothing.
     store.commit(&[ended_with(1, log_of(6, "other", ""))]).await.unwrap();
-    let again = reopen(dir.path(), opened).await;
+    let again = home.reopen(opened).await;
     let store = &*again.store;
     assert_eq!(log(store, 1, Stream::Stdout).await, Some((5, 10, "hello world".to_owned())));
     assert_eq!(log(store, 1, Stream::Stderr).await, Some((5, 0, "oh".to_owned())));
@@ -404,9 +275,8 @@ async fn a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it() 
     assert_eq!(log(&*again.store, 1, Stream::Stdout).await, None);
 }
 
-#[tokio::test]
-async fn a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only() {
-    let (_dir, opened) = fresh().await;
+pub(super) async fn a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only(home: &Home) {
+    let opened = home.fresh().await;
     let store = &*opened.store;
     let late = |n, run, text| Op::TaskLog { task: task_id(n), log: log_of(run, text, "") };
     store.commit(&[late(1, 5, "of nothing"), accepted(2, None), late(2, 5, "too early")]).await.unwrap();
@@ -418,16 +288,14 @@ async fn a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only() {
     assert_eq!(log(store, 3, Stream::Stderr).await, None, "that was another run's");
 }
 
-#[tokio::test]
-async fn logs_over_their_share_of_the_store_go_oldest_first_and_their_tasks_stay() {
-    let dir = tempfile::tempdir().unwrap();
-    let opened = open(dir.path(), 4_000_000).await.unwrap();
+pub(super) async fn logs_over_their_share_of_the_store_go_oldest_first_and_their_tasks_stay(home: &Home) {
+    let opened = home.with_room(4_000_000).await;
     let text = "x".repeat(30_000);
     let ops: Vec<_> = (1..=60).map(|n| ended_with(n, log_of(n, &text, ""))).collect();
     opened.store.commit(&ops).await.unwrap();
     // Also a master that did not write them knows how much they take.
     drop(opened);
-    let opened = open(dir.path(), 4_000_000).await.unwrap();
+    let opened = home.with_room(4_000_000).await;
     let store = &*opened.store;
     while store.forget(now()).await.unwrap() {}
     let mut kept = Vec::new();

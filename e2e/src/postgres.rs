@@ -1,0 +1,189 @@
+//! A PostgreSQL server of a test's own: Debian's package, as an ordinary user, in a folder that goes with it.
+//! It syncs as a real one does. When the test's process ends, however it does, the kernel ends the server.
+
+use crate::command::{run, try_run};
+use std::{
+    net::{TcpListener, TcpStream},
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Where Debian's package has the programs.
+const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// The user of that name may not be there; `nobody` is.
+const NOBODY: u32 = 65_534;
+/// Role, and its password over the network. (The socket asks for none.)
+const ROLE: &str = "evenkeel";
+/// Password of the role.
+pub const PASSWORD: &str = "not-to-be-shown";
+/// How long it may take to start or to end.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// A server; dropping it ends it.
+#[derive(Debug)]
+pub struct Postgres {
+    folder: TempDir,
+    port: u16,
+    uid: u32,
+    server: Option<Child>,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// Makes a server with no database of ours, and starts it.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn start() -> Self {
+        assert!(
+            Path::new(PROGRAMS).exists(),
+            "{PROGRAMS} is not there: run ./test, or install postgresql-15"
+        );
+        let folder = tempfile::Builder::new().prefix("evenkeel-postgres-").tempdir().unwrap();
+        // The server refuses to run as root.
+        let uid = match rustix::process::geteuid().as_raw() {
+            0 => NOBODY,
+            uid => uid,
+        };
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Self { folder, port, uid, server: None, databases: AtomicU32::new(0) };
+        let password = server.path("password");
+        std::fs::write(&password, PASSWORD).unwrap();
+        for path in [server.folder.path(), &password] {
+            chown(path, Some(uid), Some(uid)).unwrap();
+        }
+        let mut initdb = server.command("initdb");
+        initdb.args(["--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256", "--username", ROLE]);
+        initdb.args(["--encoding=UTF8", "--no-locale", "--pwfile"]).arg(password);
+        run(initdb.arg("--pgdata").arg(server.path("data")));
+        server.start_again();
+        server
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// One of the server's programs, as its user.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        let id = self.uid.to_string();
+        if rustix::process::geteuid().is_root() {
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        }
+        // The server ends at once on this signal, and takes its own processes with it.
+        command.args(["--pdeathsig", "QUIT"]).arg(Path::new(PROGRAMS).join(program));
+        command.current_dir(self.folder.path()).env("HOME", self.folder.path());
+        command
+    }
+
+    /// Starts it again after it ended, on the same port.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_again(&mut self) {
+        assert!(self.server.is_none(), "it runs");
+        let mut postgres = self.command("postgres");
+        postgres.arg("-D").arg(self.path("data")).arg("-k").arg(self.folder.path());
+        postgres.args(["-p", &self.port.to_string(), "-h", "127.0.0.1"]);
+        for setting in ["fsync=on", "max_connections=200", "shared_buffers=32MB", "log_min_messages=warning"]
+        {
+            postgres.args(["-c", setting]);
+        }
+        let end = Instant::now() + WITHIN;
+        loop {
+            if self.server.as_mut().is_none_or(|server| server.try_wait().unwrap().is_some()) {
+                // After a kill the memory may still be in use by what has not noticed yet.
+                let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+                let again = postgres.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+                self.server = Some(again.spawn().unwrap());
+            }
+            let ready = Path::new(PROGRAMS).join("pg_isready");
+            let answers = try_run(Command::new(ready).arg("-q").args(self.where_it_is()), "");
+            if answers.code == 0 && TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            assert!(Instant::now() < end, "it does not come up: {}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn where_it_is(&self) -> [String; 4] {
+        let folder = self.folder.path().display().to_string();
+        ["-h".to_owned(), folder, "-p".to_owned(), self.port.to_string()]
+    }
+
+    /// What the server said, for messages.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// Makes another database; what `--store` takes for it, over the network and with a password.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn database(&self) -> String {
+        let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// Executes SQL in a database of this server, by the server's own client; what it prints.
+    ///
+    /// # Panics
+    /// If the server refuses it.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        let mut psql = Command::new(Path::new(PROGRAMS).join("psql"));
+        psql.args(self.where_it_is()).args(["-U", ROLE, "-d", database, "-X", "-q", "-A", "-t"]);
+        run(psql.args(["-v", "ON_ERROR_STOP=1", "-c", sql]))
+    }
+
+    /// The process of the server.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().unwrap().id()
+    }
+
+    /// Ends it as `kill -9` does; its other processes end when they notice.
+    pub fn kill(&mut self) {
+        self.end(rustix::process::Signal::KILL);
+    }
+
+    /// Ends it in order; connections are cut.
+    pub fn stop(&mut self) {
+        self.end(rustix::process::Signal::INT);
+    }
+
+    fn end(&mut self, signal: rustix::process::Signal) {
+        let Some(mut child) = self.server.take() else { return };
+        let pid = rustix::process::Pid::from_child(&child);
+        // It may have ended already.
+        let _ = rustix::process::kill_process(pid, signal);
+        let end = Instant::now() + WITHIN;
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() >= end {
+                let _ = child.kill();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.end(rustix::process::Signal::QUIT);
+    }
+}

@@ -1,0 +1,83 @@
+//! What has to hold of masters that want to lead on the same database.
+
+use super::{
+    Home, LEASE, candidate,
+    records::{accepted, ended, now, task_id},
+};
+use crate::store::{Campaign, Ground, KEPT_MS, StoreError, ground};
+use protocol::{
+    auth::{Scope, TokenInfo},
+    pool::PoolSpec,
+};
+use uuid::Uuid;
+
+async fn win(ground: &dyn Ground, n: u64) -> u64 {
+    match ground.campaign(&candidate(n), LEASE).await.unwrap() {
+        Campaign::Won { epoch } => epoch,
+        held @ Campaign::Held { .. } => panic!("{held:?}"),
+    }
+}
+
+pub(super) async fn of_two_candidates_one_leads(home: &Home) {
+    let (one, two) = (ground(&home.place, u64::MAX), ground(&home.place, u64::MAX));
+    assert_eq!(win(&*one, 1).await, 1);
+    match two.campaign(&candidate(2), LEASE).await {
+        Ok(Campaign::Held { leader, left }) => {
+            assert_eq!((leader.epoch, &*leader.url), (1, "http://m1"));
+            assert!(left <= LEASE, "{left:?}");
+        }
+        Err(StoreError::Locked { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    one.renew(1, LEASE).await.unwrap();
+    assert_eq!(win(&*one, 1).await, 2, "the refused one took no epoch");
+}
+
+pub(super) async fn whoever_was_deposed_writes_nothing_more(home: &Home) {
+    let ground = ground(&home.place, u64::MAX);
+    let epoch = win(&*ground, 1).await;
+    let old = ground.lead(epoch).await.unwrap().store;
+    old.commit(&[accepted(1, None)]).await.unwrap();
+    let next = win(&*ground, 1).await;
+    assert!(next > epoch);
+    let info = TokenInfo {
+        id: Uuid::from_u128(1),
+        scopes: vec![Scope::Admin],
+        created_at: now(),
+        expires_at: None,
+        single_use: false,
+        node_name: None,
+        note: "test".to_owned(),
+    };
+    let outcomes = [
+        old.commit(&[accepted(2, None), ended(1)]).await,
+        old.put_token(&[1; 32], &info).await,
+        old.remove_token(info.id).await,
+        old.put_pool("a", 1, &PoolSpec::default()).await,
+        old.check_writable().await,
+        old.forget(now().plus_ms(2 * KEPT_MS)).await.map(drop),
+    ];
+    for outcome in outcomes {
+        let error = outcome.expect_err("it was deposed");
+        assert!(error.is_deposed(), "{error}");
+    }
+    assert!(matches!(ground.lead(epoch).await.err(), Some(StoreError::Deposed { .. })));
+    drop(old);
+    let new = ground.lead(next).await.unwrap();
+    let open: Vec<_> = new.recovered.tasks.iter().map(|task| task.record.id).collect();
+    assert_eq!(open, [task_id(1)]);
+    assert!(new.store.tokens().await.unwrap().is_empty());
+    assert!(new.store.pools().await.unwrap().is_empty());
+}
+
+pub(super) async fn who_resigns_leaves_the_way_free(home: &Home) {
+    let (one, two) = (ground(&home.place, u64::MAX), ground(&home.place, u64::MAX));
+    let epoch = win(&*one, 1).await;
+    one.resign(epoch).await.unwrap();
+    one.resign(epoch).await.unwrap();
+    assert!(matches!(one.renew(epoch, LEASE).await, Err(StoreError::Deposed { .. })));
+    let next = win(&*two, 2).await;
+    assert_eq!(next, epoch + 1);
+    one.resign(epoch).await.unwrap();
+    two.renew(next, LEASE).await.unwrap();
+}
