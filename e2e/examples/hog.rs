@@ -7,7 +7,7 @@
 //! a task is sent, and anew while it runs: the kernel puts the hog and the task on two CPUs or on one, as it likes,
 //! which nobody knows beforehand.
 //!
-//! A task uses about a second of CPU, so that the 100 ms periods of the CFS quota are small against it. The
+//! A task uses some seconds of CPU, so that the 100 ms periods of the CFS quota are small against it. The
 //! throughput of a node is counted from its first end of a task to its last, so that whole tasks are counted.
 
 #![allow(
@@ -28,14 +28,14 @@ use std::{
 };
 
 const WARM_UP: Duration = Duration::from_secs(20);
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_secs(90);
 /// From when on the time predicted anew counts: two reports.
 const ANEW_AFTER: Duration = Duration::from_secs(1);
 const SIZES: [(&str, &str); 3] = [("small", "0.2"), ("middle", "0.4"), ("large", "0.8")];
 
 fn backlog(cluster: &Cluster) -> Child {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":41}}\n".repeat(2_000)).unwrap();
+    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":42}}\n".repeat(2_000)).unwrap();
     let (_, path) = file.keep().unwrap();
     cluster
         .command()

@@ -30,7 +30,7 @@ fn clients_see_no_loss_while_master_manager_and_nodes_are_killed_and_stopped() {
 
 #[test]
 fn a_master_killed_right_after_it_acknowledged_has_lost_nothing_in_200_tries() {
-    let mut stage = Stage::master_only();
+    let mut stage = Stage::master_only(&[]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let http = caller::http();
     let (url, token) = (format!("{}/v1/tasks", stage.url), stage.token());

@@ -78,7 +78,7 @@ impl fmt::Display for Report {
 /// If the cluster does not come up at all.
 #[must_use]
 pub fn run(plan: &Plan) -> Report {
-    let stage = Stage::raise(plan.nodes);
+    let stage = Stage::raise(plan.nodes, &[]);
     let history = Arc::new(Mutex::new(History::default()));
     let began = Instant::now();
     let end = began + plan.within;

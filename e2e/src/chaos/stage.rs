@@ -33,6 +33,8 @@ pub struct Stage {
     /// The master's URL.
     pub url: String,
     state: TempDir,
+    /// Further arguments of the master.
+    master_arguments: Vec<String>,
     master: Option<Child>,
     manager: Option<Child>,
 }
@@ -43,13 +45,13 @@ fn signal(pid: u32, signal: &str) {
 }
 
 impl Stage {
-    /// A cluster of this many nodes, all of them ready.
+    /// A cluster of this many nodes, all of them ready; the master gets these further arguments.
     ///
     /// # Panics
     /// If it does not come up.
     #[must_use]
-    pub fn raise(nodes: u32) -> Self {
-        let mut stage = Self::master_only();
+    pub fn raise(nodes: u32, master_arguments: &[&str]) -> Self {
+        let mut stage = Self::master_only(master_arguments);
         stage.start_missing();
         run(&mut stage.command(&["node-manager", "scale", &nodes.to_string()]));
         eventually("the nodes are ready", 30, || {
@@ -60,18 +62,19 @@ impl Stage {
         stage
     }
 
-    /// A master without a manager.
+    /// A master with these further arguments, without a manager.
     ///
     /// # Panics
     /// If it does not come up.
     #[must_use]
-    pub fn master_only() -> Self {
+    pub fn master_only(master_arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("http://127.0.0.1:{port}");
         let state = tempfile::tempdir().unwrap();
-        let mut stage = Self { name, url, state, master: None, manager: None };
+        let master_arguments = master_arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut stage = Self { name, url, state, master_arguments, master: None, manager: None };
         stage.start_master();
         stage.wait_for_master();
         stage
@@ -129,7 +132,9 @@ impl Stage {
     pub fn start_master(&mut self) {
         let token = self.token_file();
         let listen = self.url.trim_start_matches("http://");
-        let arguments = ["master", "--listen", listen, "--bootstrap-token-file", token.to_str().unwrap()];
+        let mut arguments =
+            vec!["master", "--listen", listen, "--bootstrap-token-file", token.to_str().unwrap()];
+        arguments.extend(self.master_arguments.iter().map(String::as_str));
         self.master = Some(self.spawn("master.log", &arguments));
     }
 
@@ -176,8 +181,22 @@ impl Stage {
         }
     }
 
+    /// Process id of an actor that runs.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[must_use]
+    pub fn pid(&self, actor: Actor) -> u32 {
+        let child = match actor {
+            Actor::Master => &self.master,
+            Actor::Manager => &self.manager,
+        };
+        child.as_ref().unwrap().id()
+    }
+
     /// Process ids of the nodes, in the order of their names.
-    fn node_pids(&self) -> Vec<u32> {
+    #[must_use]
+    pub fn node_pids(&self) -> Vec<u32> {
         let Ok(records) = fs::read_dir(self.state.path().join("processes/processes")) else {
             return Vec::new();
         };
