@@ -10,13 +10,16 @@ pub mod faults;
 pub mod history;
 pub mod stage;
 
+use crate::evenkeel_binary;
 use faults::{Fault, Faults};
 use history::History;
-use stage::Stage;
+use stage::{Actor, Stage};
 use std::{
     collections::BTreeMap,
     fmt,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -78,16 +81,51 @@ impl fmt::Display for Report {
 /// If the cluster does not come up at all.
 #[must_use]
 pub fn run(plan: &Plan) -> Report {
-    let stage = Stage::raise(plan.nodes, &[]);
+    let mut faults = Faults::new(plan.seed, plan.pause);
+    let mut report = play(plan, Stage::raise(plan.nodes, &[]), |stage| faults.play_next(stage));
+    report.faults = faults.played;
+    report
+}
+
+/// Plays it without faults: a cluster of the `old` program is upgraded to the one of this build and its nodes go back to
+/// the old one, part after part, the next one after each pause of the plan, until every task has ended.
+///
+/// # Panics
+/// If the cluster does not come up at all.
+#[must_use]
+pub fn upgrade(old: &Path, plan: &Plan) -> Report {
+    let new = evenkeel_binary();
+    let steps = [
+        (Actor::Master, new.as_path()),
+        (Actor::Manager, &new),
+        (Actor::Manager, old),
+        (Actor::Manager, &new),
+    ];
+    let mut steps = steps.into_iter();
+    let mut which = 0;
+    let mut report = play(plan, Stage::raise_from(old, plan.nodes, &[]), |stage| {
+        thread::sleep(plan.pause);
+        if let Some((actor, binary)) = steps.next() {
+            stage.replace(actor, binary);
+        }
+        // Nodes that are not replaced by their new manager end, and are made anew of what it is.
+        stage.kill_node(which);
+        which += 1;
+    });
+    if let Some(left) = steps.next() {
+        report.violations.push(format!("all tasks had ended before {left:?} was replaced; give it more"));
+    }
+    report
+}
+
+fn play(plan: &Plan, mut stage: Stage, mut disturb: impl FnMut(&mut Stage)) -> Report {
     let history = Arc::new(Mutex::new(History::default()));
     let began = Instant::now();
     let end = began + plan.within;
     let callers: Vec<_> =
         (0..plan.callers).map(|number| caller::start(&stage, &history, number, plan, end)).collect();
-    let mut faults = Faults::new(plan.seed, plan.pause);
-    let mut stage = stage;
     while callers.iter().any(|caller| !caller.is_finished()) && Instant::now() < end {
-        faults.play_next(&mut stage);
+        disturb(&mut stage);
     }
     stage.heal();
     for caller in callers {
@@ -97,7 +135,7 @@ pub fn run(plan: &Plan) -> Report {
     let mut history = std::mem::take(&mut *history.lock().unwrap_or_else(PoisonError::into_inner));
     history.check_end(plan.tasks, &stage.listed_tasks());
     Report {
-        faults: faults.played,
+        faults: BTreeMap::new(),
         succeeded: history.succeeded(),
         most_attempts: history.most_attempts(),
         repeated: history.repeated,

@@ -37,6 +37,8 @@ pub struct Stage {
     master_arguments: Vec<String>,
     master: Option<Child>,
     manager: Option<Child>,
+    /// What the master and the manager are started from; nodes are what their manager is.
+    binaries: [PathBuf; 2],
 }
 
 fn signal(pid: u32, signal: &str) {
@@ -51,7 +53,16 @@ impl Stage {
     /// If it does not come up.
     #[must_use]
     pub fn raise(nodes: u32, master_arguments: &[&str]) -> Self {
-        let mut stage = Self::master_only(master_arguments);
+        Self::raise_from(&evenkeel_binary(), nodes, master_arguments)
+    }
+
+    /// The same, all of it started from this program.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn raise_from(binary: &Path, nodes: u32, master_arguments: &[&str]) -> Self {
+        let mut stage = Self::master_from(binary, master_arguments);
         stage.start_missing();
         run(&mut stage.command(&["node-manager", "scale", &nodes.to_string()]));
         eventually("the nodes are ready", 30, || {
@@ -68,13 +79,18 @@ impl Stage {
     /// If it does not come up.
     #[must_use]
     pub fn master_only(master_arguments: &[&str]) -> Self {
+        Self::master_from(&evenkeel_binary(), master_arguments)
+    }
+
+    fn master_from(binary: &Path, master_arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("http://127.0.0.1:{port}");
         let state = tempfile::tempdir().unwrap();
         let master_arguments = master_arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut stage = Self { name, url, state, master_arguments, master: None, manager: None };
+        let binaries = [binary.to_owned(), binary.to_owned()];
+        let mut stage = Self { name, url, state, master_arguments, master: None, manager: None, binaries };
         stage.start_master();
         stage.wait_for_master();
         stage
@@ -113,7 +129,11 @@ impl Stage {
     /// The `evenkeel` command against this cluster.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(evenkeel_binary());
+        self.command_of(&evenkeel_binary(), arguments)
+    }
+
+    fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command
             .args(arguments)
             .env("EVENKEEL_CLUSTER", &self.name)
@@ -122,9 +142,13 @@ impl Stage {
         command
     }
 
-    fn spawn(&self, log: &str, arguments: &[&str]) -> Child {
+    fn spawn(&self, actor: Actor, arguments: &[&str]) -> Child {
+        let log = match actor {
+            Actor::Master => "master.log",
+            Actor::Manager => "manager.log",
+        };
         let log = fs::OpenOptions::new().create(true).append(true).open(self.state.path().join(log)).unwrap();
-        let mut command = self.command(arguments);
+        let mut command = self.command_of(&self.binaries[actor as usize], arguments);
         command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     }
 
@@ -135,7 +159,7 @@ impl Stage {
         let mut arguments =
             vec!["master", "--listen", listen, "--bootstrap-token-file", token.to_str().unwrap()];
         arguments.extend(self.master_arguments.iter().map(String::as_str));
-        self.master = Some(self.spawn("master.log", &arguments));
+        self.master = Some(self.spawn(Actor::Master, &arguments));
     }
 
     /// Starts whoever was killed.
@@ -145,7 +169,7 @@ impl Stage {
         }
         if self.manager.is_none() {
             let arguments = ["node-manager", "run", "--runtime", "process", "--cpus", "0.5"];
-            self.manager = Some(self.spawn("manager.log", &arguments));
+            self.manager = Some(self.spawn(Actor::Manager, &arguments));
         }
     }
 
@@ -165,6 +189,22 @@ impl Stage {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Asks it to end, waits for that, and starts it again from this program.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn replace(&mut self, actor: Actor, binary: &Path) {
+        if let Some(mut child) = self.child(actor).take() {
+            signal(child.id(), "TERM");
+            eventually("it ends in order", 30, || match child.try_wait() {
+                Ok(Some(_)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+        }
+        binary.clone_into(&mut self.binaries[actor as usize]);
+        self.start_missing();
     }
 
     /// Stops it where it is.
