@@ -58,7 +58,7 @@ pub struct NodeCounts {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The rule that decided, as a stable word: `earliest_finish`, `no_node_for_kind`, `no_ready_node`,
-    /// `no_free_slot`, `waiting_for_better_node`, `not_enough_memory`, `ended` …
+    /// `no_free_slot`, `waiting_for_better_node`, `not_enough_memory`, `quarantined`, `ended` …
     pub reason: String,
     /// The same for people.
     pub message: String,

@@ -59,6 +59,16 @@ impl<E> Agenda<E> {
         self.at(self.now_us.saturating_add(delay_us), event);
     }
 
+    /// The next event, if it comes by this time; the clock moves on to it.
+    pub fn pop_before(&mut self, end_us: u64) -> Option<E> {
+        self.entries.peek().is_some_and(|Reverse(next)| next.at_us <= end_us).then(|| self.pop())?
+    }
+
+    /// Time passes in which nothing comes.
+    pub fn pass_to(&mut self, at_us: u64) {
+        self.now_us = self.now_us.max(at_us);
+    }
+
     /// The next event; the clock moves on to it.
     pub fn pop(&mut self) -> Option<E> {
         let Reverse(entry) = self.entries.pop()?;

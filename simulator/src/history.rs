@@ -1,4 +1,10 @@
 //! What the clients saw, and whether it may be.
+//!
+//! In the manner of Jepsen's checks: each task is a register that changes once, from open to its end. Every
+//! operation on it (submit, wait, read, cancel, by its client or by somebody who looks on, through any master) has
+//! the time when it was begun and the time when its answer came. The history of such a register is linearizable
+//! if and only if all ends that were seen are one, and no operation that began after one had seen the end
+//! saw it open; both are checked as the answers come.
 
 use protocol::{
     TaskId,
@@ -15,10 +21,14 @@ pub struct Entry {
     pub value: u64,
     /// Whether it was made to fail.
     pub fails: bool,
+    /// Whether it ends the node that runs it.
+    pub poison: bool,
+    /// Whether the process of a run of it was killed.
+    pub child_killed: bool,
     /// How it was submitted.
     pub durability: Durability,
-    /// Whether the client was told that it is accepted.
-    pub acknowledged: bool,
+    /// When the client was told that it is accepted.
+    pub acknowledged_us: Option<u64>,
     /// Whether the client was told so before its end, so that nothing it is told may be undone. Of a `memory`
     /// task that was never promised the end may be told before it is stored, and a crash may undo it.
     pub promised: bool,
@@ -26,8 +36,10 @@ pub struct Entry {
     pub cancel_asked: bool,
     /// Whether the master refused it for good.
     pub refused: bool,
-    /// How it ended, as the client was told; the first such answer.
+    /// How it ended, as somebody was told; the first such answer.
     pub ended: Option<(TaskState, Option<String>)>,
+    /// When that answer came, once it may not be undone any more.
+    pub end_seen_us: Option<u64>,
 }
 
 impl Entry {
@@ -45,12 +57,15 @@ pub struct History {
     pub entries: BTreeMap<u64, Entry>,
     /// What may not be.
     pub violations: Vec<String>,
+    /// Answers that were held against each other.
+    pub operations: u64,
 }
 
 impl History {
-    /// A client is told how a task stands.
-    pub fn told(&mut self, number: u64, task: &Task) {
+    /// An operation that began at `begun_us` is answered now with how a task stands.
+    pub fn told(&mut self, number: u64, task: &Task, (begun_us, now_us): (u64, u64)) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
+        self.operations += 1;
         if let Some(id) = entry.id.filter(|id| *id != task.id) {
             self.violations.push(format!("submission {number} was task {id} and is now task {}", task.id));
         }
@@ -58,10 +73,13 @@ impl History {
         let certain = entry.is_certain();
         if !task.state.is_terminal() {
             entry.promised |= entry.ended.is_none();
-            if entry.ended.is_some() && certain {
+            if entry.end_seen_us.is_some_and(|seen_us| seen_us < begun_us) {
                 self.violations.push(format!("task {} had ended and is {:?} again", task.id, task.state));
             }
             return;
+        }
+        if certain {
+            entry.end_seen_us.get_or_insert(now_us);
         }
         let seen = (task.state, task.result.as_ref().map(|json| json.get().to_owned()));
         match &entry.ended {
@@ -78,10 +96,19 @@ impl History {
         }
     }
 
+    /// An operation that began at `begun_us` is answered now with there being no such task.
+    pub fn not_found(&mut self, number: u64, begun_us: u64) {
+        let Some(entry) = self.entries.get(&number) else { return };
+        self.operations += 1;
+        if entry.is_certain() && entry.acknowledged_us.is_some_and(|at_us| at_us < begun_us) {
+            self.violations.push(format!("submission {number} was acknowledged and is not there: {entry:?}"));
+        }
+    }
+
     /// What is still missing when all faults are over and all time has been given.
     pub fn check_complete(&mut self) {
         for (number, entry) in &self.entries {
-            if entry.acknowledged && entry.ended.is_none() {
+            if entry.acknowledged_us.is_some() && entry.ended.is_none() {
                 self.violations.push(format!(
                     "submission {number} was acknowledged as {:?} and never ended: {entry:?}",
                     entry.id
@@ -94,17 +121,17 @@ impl History {
 fn wrong_end(entry: &Entry, task: &Task) -> Option<String> {
     let right = match task.state {
         TaskState::Succeeded => {
-            !entry.fails && task.result.as_ref().is_some_and(|json| json.get() == entry.value.to_string())
+            !entry.fails
+                && !entry.poison
+                && task.result.as_ref().is_some_and(|json| json.get() == entry.value.to_string())
         }
         // Attempts may run out when nodes die: that is an end that the contract allows.
-        TaskState::Failed => {
-            let code = task.error.as_ref().map(|error| error.code.as_str());
-            match code {
-                Some("task_error") => entry.fails,
-                Some("node_lost" | "attempts_exhausted") => true,
-                _ => false,
-            }
-        }
+        TaskState::Failed => match task.error.as_ref().map(|error| error.code.as_str()) {
+            Some("task_error") => entry.fails || entry.child_killed,
+            Some("out_of_memory") => entry.child_killed,
+            Some("node_lost" | "attempts_exhausted") => true,
+            _ => false,
+        },
         TaskState::Cancelled => entry.cancel_asked || entry.durability == Durability::Memory,
         TaskState::Queued | TaskState::Running => false,
     };

@@ -4,7 +4,7 @@
 
 use crate::plant::Plant;
 use bytes::Bytes;
-use protocol::{NodeId, Timestamp, node::Report};
+use protocol::{NodeId, RunId, Timestamp, node::Report};
 use scheduler::{
     config::Config,
     core::Core,
@@ -48,22 +48,38 @@ pub struct Master {
     core_wake_us: Option<u64>,
     link_wake_us: BTreeMap<ConnId, u64>,
     effects: Vec<Effect>,
+    /// Who has which run, for the bug that looks it up.
+    given: BTreeMap<RunId, NodeId>,
     plant: Option<Plant>,
+    /// How far its wall clock is off, in milliseconds.
+    pub wall_off_ms: i64,
+}
+
+/// What a master is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// Grows with every leader.
+    pub epoch: u64,
+    /// Breaks ties.
+    pub seed: u64,
+    /// Bound of its queue.
+    pub queue_max_tasks: u64,
+    /// What the store has.
+    pub recovered: Recovered,
+    /// How far its wall clock is off, in milliseconds.
+    pub wall_off_ms: i64,
+    /// A bug that it has.
+    pub plant: Option<Plant>,
 }
 
 impl Master {
     /// A master starts at this time with what the disk gave back.
     #[must_use]
-    pub fn start(
-        now_us: u64,
-        epoch: u64,
-        seed: u64,
-        recovered: Recovered,
-        plant: Option<Plant>,
-        out: &mut Vec<Out>,
-    ) -> Self {
-        let config = Config { epoch, seed, ..Config::default() };
-        let core = Core::new(config, time(now_us, now_us), recovered);
+    pub fn start(now_us: u64, start: Start, out: &mut Vec<Out>) -> Self {
+        let Start { epoch, seed, queue_max_tasks, recovered, wall_off_ms, plant } = start;
+        let config = Config { epoch, seed, queue_max_tasks, ..Config::default() };
+        let now = time(now_us, now_us, wall_off_ms);
+        let core = Core::new(config, now, recovered);
         let mut master = Self {
             core,
             epoch,
@@ -75,9 +91,11 @@ impl Master {
             core_wake_us: None,
             link_wake_us: BTreeMap::new(),
             effects: Vec::new(),
+            given: BTreeMap::new(),
             plant,
+            wall_off_ms,
         };
-        master.core.start(time(now_us, now_us), &mut master.effects);
+        master.core.start(now, &mut master.effects);
         master.perform(now_us, out);
         master
     }
@@ -85,7 +103,7 @@ impl Master {
     /// The master's own time: its monotonic clock begins at its start.
     #[must_use]
     pub const fn now(&self, now_us: u64) -> Now {
-        time(now_us, self.started_us)
+        time(now_us, self.started_us, self.wall_off_ms)
     }
 
     /// Monotonic microseconds of this master for a time of the world.
@@ -238,6 +256,7 @@ impl Master {
             Inbound::Ended(ended) => {
                 let session::master::Ended { task, run, outcome, result, run_ms, cpu_ms, sample, log } =
                     *ended;
+                let node = self.believed(node, run);
                 Event::RunEnded(Box::new(RunEnded {
                     node,
                     task,
@@ -254,6 +273,14 @@ impl Master {
         self.event(now_us, event, out);
     }
 
+    /// Who is taken to say that a run ended.
+    fn believed(&self, node: NodeId, run: RunId) -> NodeId {
+        if self.plant != Some(Plant::ForgedBelieved) {
+            return node;
+        }
+        self.given.get(&run).copied().unwrap_or(node)
+    }
+
     fn perform(&mut self, now_us: u64, out: &mut Vec<Out>) {
         let mut to_flush = Vec::new();
         for effect in std::mem::take(&mut self.effects) {
@@ -262,6 +289,11 @@ impl Master {
                     if self.plant == Some(Plant::CommittedUntold) => {}
                 Effect::Write { seq, op } => self.gathered.push((seq, op)),
                 Effect::Send { node, order } => {
+                    if let Order::Run { run, .. } = &order
+                        && self.plant == Some(Plant::ForgedBelieved)
+                    {
+                        self.given.insert(*run, node);
+                    }
                     if let Some((conn, link)) =
                         self.channel_of.get(&node).and_then(|conn| Some((*conn, self.links.get_mut(conn)?)))
                     {
@@ -292,10 +324,11 @@ impl Master {
     }
 }
 
-/// The wall clock of the simulated world begins at 2026-01-01.
-const fn time(now_us: u64, started_us: u64) -> Now {
+/// The wall clock of the simulated world begins at 2026-01-01; a master's may be off.
+const fn time(now_us: u64, started_us: u64, wall_off_ms: i64) -> Now {
     // Simulated time is hours at most, so the cast is exact.
-    Now { mono_us: now_us - started_us, wall: Timestamp(1_767_225_600_000 + (now_us / 1_000) as i64) }
+    let wall = Timestamp(1_767_225_600_000 + wall_off_ms + (now_us / 1_000) as i64);
+    Now { mono_us: now_us - started_us, wall }
 }
 
 fn borrowed(order: &Order) -> session::master::Order<'_> {

@@ -6,10 +6,14 @@ use protocol::{
     BootId, NodeId, RunId, TaskId,
     log::{LOG_PIECE_BYTES, Tail, Tails},
     node::{CpuSample, CpuSource, MemorySample, NodeRegistration, NodeStatus, Report, RunningTask, slots_of},
+    task::{ErrorCode, TaskError},
     work::{Outcome, Run},
 };
 use session::node::{Config, Effect, Ended, Session};
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
+};
 
 /// A node process that runs, or the place of one that was killed.
 pub struct SimNode {
@@ -27,8 +31,16 @@ pub struct SimNode {
     pub conn: Option<ConnId>,
     /// Stopped by a signal: nothing happens to it until this time.
     pub stopped_until_us: u64,
-    /// Cut off from the master until this time: what is sent waits, as TCP does.
-    pub cut_until_us: u64,
+    /// What it sends waits until this time, as TCP does.
+    pub cut_to_master_us: u64,
+    /// What is sent to it waits until this time.
+    pub cut_to_node_us: u64,
+    /// Until when it gets a tenth of its CPU.
+    pub slow_until_us: u64,
+    /// The master that it asks next, of several.
+    pub asks: usize,
+    /// The last messages with results that it sent, for those that send them again.
+    pub said: VecDeque<(Option<ConnId>, Bytes)>,
     /// Its session token, as the registration gave it.
     pub registered: Option<NodeId>,
     /// Id of its container.
@@ -41,12 +53,22 @@ pub struct SimNode {
     pub begun: BTreeMap<TaskId, u32>,
 }
 
+/// How a run that has begun will end.
+#[derive(Clone, Copy, Debug)]
+pub enum Begun {
+    /// By itself at this time.
+    Ends(u64),
+    /// With its node at this time.
+    EndsNode(u64),
+}
+
 #[derive(Clone, Debug)]
 struct Running {
     task: TaskId,
     value: u64,
     fails: bool,
     cancelled: bool,
+    killed: Option<ErrorCode>,
     started_us: u64,
 }
 
@@ -59,6 +81,8 @@ pub struct SimInput {
     pub work_us: u64,
     /// Whether it ends with an error instead.
     pub fails: bool,
+    /// Whether it ends the node instead.
+    pub poison: bool,
 }
 
 /// What a run prints: always the same, so that a log can be checked wherever it turns up, and sometimes more than
@@ -83,7 +107,11 @@ impl SimNode {
             life: 0,
             conn: None,
             stopped_until_us: 0,
-            cut_until_us: 0,
+            cut_to_master_us: 0,
+            cut_to_node_us: 0,
+            slow_until_us: 0,
+            asks: 0,
+            said: VecDeque::new(),
             registered: None,
             runtime_id: None,
             running: BTreeMap::new(),
@@ -154,8 +182,8 @@ impl SimNode {
         }
     }
 
-    /// Starts a run; the time at which it will have ended, or nothing if its input cannot be read.
-    pub fn begin(&mut self, now_us: u64, run: &Run, input: &Bytes) -> Option<u64> {
+    /// Starts a run; how it will end, or nothing if its input cannot be read.
+    pub fn begin(&mut self, now_us: u64, run: &Run, input: &Bytes) -> Option<Begun> {
         let input: SimInput = serde_json::from_slice(input).ok()?;
         *self.begun.entry(run.task).or_default() += 1;
         let running = Running {
@@ -163,13 +191,16 @@ impl SimNode {
             value: input.value,
             fails: input.fails,
             cancelled: false,
+            killed: None,
             started_us: now_us,
         };
         self.running.insert(run.run, running);
         // The share of each does not change while it runs: good enough to find faults of the protocol.
         let threads = self.running.len() as f64;
-        let rate = (self.cores / threads).clamp(0.05, 1.0);
-        Some(now_us + (input.work_us as f64 / rate) as u64)
+        let slow = if now_us < self.slow_until_us { 0.1 } else { 1.0 };
+        let rate = (self.cores / threads).clamp(0.05, 1.0) * slow;
+        let ends_us = now_us + (input.work_us as f64 / rate) as u64;
+        Some(if input.poison { Begun::EndsNode(ends_us) } else { Begun::Ends(ends_us) })
     }
 
     /// A run is to stop; it ends a moment later.
@@ -179,23 +210,41 @@ impl SimNode {
         }
     }
 
+    /// Kills the process of a run: which one that was, and of which task; nothing if none runs.
+    pub fn kill_child(&mut self, code: ErrorCode) -> Option<(RunId, TaskId)> {
+        let (run, running) = self.running.iter_mut().find(|(_, running)| running.killed.is_none())?;
+        running.killed = Some(code);
+        Some((*run, running.task))
+    }
+
+    /// A run that it has not ended yet.
+    #[must_use]
+    pub fn any_run(&self) -> Option<(RunId, TaskId)> {
+        self.running.first_key_value().map(|(run, running)| (*run, running.task))
+    }
+
+    /// What a run's result is to be.
+    #[must_use]
+    pub fn value_of(&self, run: RunId) -> Option<u64> {
+        self.running.get(&run).map(|running| running.value)
+    }
+
+    /// Whether this run goes on.
+    #[must_use]
+    pub fn runs(&self, run: RunId) -> bool {
+        self.running.contains_key(&run)
+    }
+
     /// A run has ended; nothing if it is not there any more.
     pub fn end(&mut self, now_us: u64, run: RunId) -> Option<Ended> {
         let running = self.running.remove(&run)?;
         let run_ms = (now_us - running.started_us) as f64 / 1_000.0;
-        let (outcome, result) = match (running.cancelled, running.fails) {
-            (true, _) => (Outcome::Cancelled, Bytes::new()),
-            (false, true) => {
-                let code = protocol::task::ErrorCode::TaskError;
-                (
-                    Outcome::Failed(protocol::task::TaskError {
-                        code,
-                        message: "as the input asked".to_owned(),
-                    }),
-                    Bytes::new(),
-                )
-            }
-            (false, false) => (Outcome::Succeeded, Bytes::from(running.value.to_string())),
+        let failed = |code, why: &str| Outcome::Failed(TaskError { code, message: why.to_owned() });
+        let (outcome, result) = match (running.cancelled, running.killed, running.fails) {
+            (true, ..) => (Outcome::Cancelled, Bytes::new()),
+            (_, Some(code), _) => (failed(code, "its process was killed"), Bytes::new()),
+            (.., true) => (failed(ErrorCode::TaskError, "as the input asked"), Bytes::new()),
+            _ => (Outcome::Succeeded, Bytes::from(running.value.to_string())),
         };
         Some(Ended {
             outcome,

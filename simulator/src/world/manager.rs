@@ -19,6 +19,12 @@ pub(super) struct Manager {
     next_id: u64,
     /// A manager that was killed does nothing until this time.
     dead_until_us: u64,
+    /// One that is stopped neither.
+    pub(super) stopped_until_us: u64,
+    /// Names of containers that are not ours.
+    foreign: BTreeSet<String>,
+    /// What it must never do and did.
+    pub(super) violations: Vec<String>,
 }
 
 struct SimContainer {
@@ -39,6 +45,9 @@ impl Manager {
             containers: BTreeMap::new(),
             next_id: 0,
             dead_until_us: 0,
+            stopped_until_us: 0,
+            foreign: ["web", "evenkeel-other-default-1", "evenkeel-sim-master"].map(str::to_owned).into(),
+            violations: Vec::new(),
         })
     }
 
@@ -71,7 +80,7 @@ impl Manager {
 impl World {
     /// The manager looks, plans and acts.
     pub(super) fn manage(&mut self, now_us: u64) {
-        if self.manager.dead_until_us > now_us {
+        if self.manager.dead_until_us.max(self.manager.stopped_until_us) > now_us {
             return;
         }
         let observed = self.observe(now_us);
@@ -87,7 +96,8 @@ impl World {
     }
 
     fn observe(&self, now_us: u64) -> Observed {
-        let seen = self.master.as_ref().map(|master| master.core.nodes(master.now(now_us)));
+        let leader = self.leader(now_us).and_then(|at| self.machines[at].brain.as_ref());
+        let seen = leader.map(|master| master.core.nodes(master.now(now_us)));
         let node_of = |name: &str, life: &SimContainer| {
             let node = seen
                 .iter()
@@ -112,12 +122,17 @@ impl World {
             containers: self.manager.containers.iter().map(container).collect(),
             creating: self.manager.creating.clone(),
             ending: self.manager.ending.clone(),
-            taken: BTreeSet::new(),
-            master_reachable: self.master.is_some(),
+            taken: self.manager.foreign.clone(),
+            master_reachable: leader.is_some(),
         }
     }
 
     fn act(&mut self, now_us: u64, action: Action) {
+        if let Action::Create { name } | Action::Remove { name, .. } = &action
+            && (self.manager.foreign.contains(name) || self.manager.place(name).is_none())
+        {
+            self.manager.violations.push(format!("the manager touches what is not ours: {action:?}"));
+        }
         match action {
             Action::Create { name } => {
                 self.manager.creating.insert(name.clone());
@@ -153,7 +168,9 @@ impl World {
     }
 
     fn order_node(&mut self, now_us: u64, event: Event) {
-        self.with_master(now_us, |master, out| master.event(now_us, event, out));
+        if let Some(at) = self.leader(now_us) {
+            self.with_master(now_us, at, |master, out| master.event(now_us, event, out));
+        }
     }
 
     /// A creation has worked: the process starts.
@@ -171,6 +188,14 @@ impl World {
         self.start_node(now_us, at);
     }
 
+    /// All nodes are there at once, as after a power cut.
+    pub fn start_all_nodes(&mut self) {
+        for at in 0..self.nodes.len() {
+            let name = self.nodes[at].name.clone();
+            self.created(self.now_us(), &name);
+        }
+    }
+
     /// A removal has worked: what still ran is dead.
     pub(super) fn removed(&mut self, now_us: u64, name: &str, id: &str) {
         self.manager.ending.remove(name);
@@ -186,7 +211,8 @@ impl World {
     /// Whether the nodes that are there are those that are wanted.
     pub(super) fn pool_is_right(&self) -> bool {
         let alive = self.manager.containers.values().filter(|container| container.ended_us.is_none()).count();
-        alive == self.manager.desired as usize && self.manager.creating.is_empty()
+        let named_right = self.manager.containers.keys().all(|name| self.manager.place(name).is_some());
+        alive == self.manager.desired as usize && self.manager.creating.is_empty() && named_right
     }
 
     /// Ids of nodes never matter to the plan beyond telling them apart.

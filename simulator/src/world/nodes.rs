@@ -1,12 +1,12 @@
-//! The nodes' side of the world, and what breaks.
+//! The nodes' side of the world.
 
-use super::{Caller, Channel, Ev, NodeAnswer, NodeRequest, World};
-use crate::master::ConnId;
+use super::{Caller, Channel, ConnectFailure, Ev, NodeAnswer, NodeRequest, World};
+use crate::{coverage::Fault, master::ConnId, node::Begun};
 use bytes::Bytes;
 use protocol::{BootId, NodeId, RunId};
 use rand::Rng;
 use scheduler::event::Event;
-use session::node::{Bearer, ConnectFailure, Effect, RegisterFailure, Session};
+use session::node::{Bearer, ConnectFailure as Failure, Effect, RegisterFailure, Session};
 
 impl World {
     pub(super) fn start_node(&mut self, now_us: u64, at: usize) {
@@ -53,7 +53,7 @@ impl World {
                 Effect::Register { bearer } => self.node_request(at, NodeRequest::Register(bearer)),
                 Effect::Connect { node } => self.node_request(at, NodeRequest::Connect(node)),
                 Effect::Send(message) => self.send_to_master(at, message),
-                Effect::Close(_) => self.close_by_node(now_us, at),
+                Effect::Close(_) => self.close_by_node(at),
                 Effect::Start(run, input) => {
                     let node = &mut self.nodes[at];
                     if run.epoch < node.obeyed_epoch {
@@ -64,8 +64,12 @@ impl World {
                     }
                     node.obeyed_epoch = run.epoch;
                     let (id, task) = (run.run, run.task);
-                    if let Some(ends_us) = node.begin(now_us, &run, &input) {
-                        self.agenda.at(ends_us, Ev::RunEnds(at, life, id));
+                    match node.begin(now_us, &run, &input) {
+                        Some(Begun::Ends(ends_us)) => self.agenda.at(ends_us, Ev::RunEnds(at, life, id)),
+                        Some(Begun::EndsNode(ends_us)) => {
+                            self.agenda.at(ends_us, Ev::RunEndsNode(at, life, id));
+                        }
+                        None => {}
                     }
                     self.trace(|| format!("node-{at} begins {task} as {id}"));
                 }
@@ -84,52 +88,77 @@ impl World {
     fn node_request(&mut self, at: usize, request: NodeRequest) {
         let life = self.nodes[at].life;
         let sent_us = self.agenda.now_us() + self.delay();
-        self.agenda.at(sent_us.max(self.nodes[at].cut_until_us), Ev::FromNode(at, life, request));
+        let (via, cut_us) = (self.nodes[at].asks, self.nodes[at].cut_to_master_us);
+        self.agenda.at(sent_us.max(cut_us), Ev::FromNode(at, life, request, via));
     }
 
-    pub(super) fn node_asks(&mut self, now_us: u64, at: usize, life: u64, request: NodeRequest) {
+    pub(super) fn node_asks(
+        &mut self,
+        now_us: u64,
+        (at, life): (usize, u64),
+        request: NodeRequest,
+        via: usize,
+    ) {
         let delay = self.delay();
-        let back_us = (now_us + delay).max(self.nodes[at].cut_until_us);
+        let back_us = (now_us + delay).max(self.nodes[at].cut_to_node_us);
+        let Some(master) = self.route(now_us, via) else {
+            // The next one of several is asked next.
+            self.nodes[at].asks = (via + 1) % self.machines.len();
+            let answer = match request {
+                NodeRequest::Register(_) => NodeAnswer::Registered(None),
+                NodeRequest::Connect(_) => NodeAnswer::Connected(Err(ConnectFailure::Transient)),
+                NodeRequest::Report(..) => return,
+            };
+            return self.agenda.at(back_us, Ev::ToNode(at, life, answer));
+        };
+        if self.machines[master].stopped_until_us > now_us {
+            // The one that is asked forwards it; it hangs there.
+            let stopped_us = self.machines[master].stopped_until_us;
+            return self.agenda.at(stopped_us, Ev::FromNode(at, life, request, via));
+        }
         match request {
             NodeRequest::Register(bearer) => {
-                if self.master.is_none() {
-                    return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
-                }
-                if self.is_lost() {
+                if self.is_lost(Fault::RequestLost) {
                     return self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
                 }
                 let node = self.fresh_node_id(now_us);
                 let replaces = self.nodes[at].registered.filter(|_| bearer == Bearer::Session);
                 let registration = Box::new(self.nodes[at].registration());
-                let reply = self.reply(Caller::Node(at, life));
+                let reply = self.reply(master, Caller::Node(at, life));
                 let session_hash = *session_hash_of(node);
                 let event = Event::Register { node, session_hash, replaces, registration, reply };
-                self.with_master(now_us, |master, out| master.event(now_us, event, out));
-                if self.is_lost() && self.waiting.remove(&reply).is_some() {
+                self.with_master(now_us, master, |master, out| master.event(now_us, event, out));
+                if self.is_lost(Fault::AnswerLost) && self.waiting.remove(&reply).is_some() {
                     self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Registered(None)));
                 }
             }
             NodeRequest::Connect(node) => {
-                let known = self.master.as_ref().is_some_and(|master| {
+                let known = self.machines[master].brain.as_ref().is_some_and(|master| {
                     master.core.session(&session_hash_of(node), master.now(now_us)) == Some(node)
                 });
-                let conn = known.then(|| self.open_channel(at, life));
-                self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Connected(conn)));
-                if let Some(conn) = conn {
-                    self.with_master(now_us, |master, out| master.channel_opened(now_us, conn, node, out));
+                let answer = if known {
+                    Ok(self.open_channel(at, life, master))
+                } else {
+                    Err(ConnectFailure::Unknown)
+                };
+                self.agenda.at(back_us, Ev::ToNode(at, life, NodeAnswer::Connected(answer)));
+                if let Ok(conn) = answer {
+                    self.with_master(now_us, master, |master, out| {
+                        master.channel_opened(now_us, conn, node, out)
+                    });
                 }
             }
-            NodeRequest::Report(..) if self.is_lost() => {}
-            NodeRequest::Report(node, report) => self.with_master(now_us, |master, out| {
+            NodeRequest::Report(..) if self.is_lost(Fault::RequestLost) => {}
+            NodeRequest::Report(node, report) => self.with_master(now_us, master, |master, out| {
                 master.report(now_us, node, *report, out);
             }),
         }
     }
 
-    fn open_channel(&mut self, node: usize, life: u64) -> ConnId {
+    fn open_channel(&mut self, node: usize, life: u64, machine: usize) -> ConnId {
         self.next_conn += 1;
         let conn = ConnId(self.next_conn);
-        self.channels.insert(conn, Channel { node, life, to_master_us: 0, to_node_us: 0 });
+        self.channels.insert(conn, Channel { node, machine, life, to_master_us: 0, to_node_us: 0 });
         conn
     }
 
@@ -151,21 +180,21 @@ impl World {
                     },
                 );
             }
-            NodeAnswer::Connected(conn) => {
-                let open = conn.is_some_and(|conn| self.channels.contains_key(&conn));
+            NodeAnswer::Connected(answer) => {
+                let conn = answer.ok().filter(|conn| self.channels.contains_key(conn));
+                let open = conn.is_some();
                 if self.nodes[at].life == life && self.nodes[at].stopped_until_us <= now_us && open {
                     self.nodes[at].conn = conn;
                 }
-                let failure = if self.master.is_some() && conn.is_none() {
-                    ConnectFailure::Unknown
-                } else {
-                    ConnectFailure::Transient
+                let failure = match answer {
+                    Err(ConnectFailure::Unknown) => Failure::Unknown,
+                    Err(ConnectFailure::Transient) | Ok(_) => Failure::Transient,
                 };
                 self.node_event(
                     now_us,
                     at,
                     life,
-                    Ev::ToNode(at, life, NodeAnswer::Connected(conn)),
+                    Ev::ToNode(at, life, NodeAnswer::Connected(answer)),
                     |session, out| {
                         if open {
                             session.connected(now_us, out)
@@ -181,6 +210,9 @@ impl World {
     fn send_to_master(&mut self, at: usize, message: Bytes) {
         let delay = self.delay();
         let now_us = self.agenda.now_us();
+        if self.setup.faults {
+            self.overhear(at, self.nodes[at].conn, &message);
+        }
         let node = &mut self.nodes[at];
         if let Some(session) = node.session.as_mut() {
             session.written(message.len());
@@ -189,7 +221,7 @@ impl World {
         else {
             return;
         };
-        channel.to_master_us = (now_us + delay).max(channel.to_master_us).max(node.cut_until_us);
+        channel.to_master_us = (now_us + delay).max(channel.to_master_us).max(node.cut_to_master_us);
         self.agenda.at(channel.to_master_us, Ev::AtMaster(conn, message));
     }
 
@@ -213,7 +245,7 @@ impl World {
             None => {
                 self.node_event(now_us, at, life, Ev::AtNode(conn, None), |session, _| session.heard(now_us));
                 if self.nodes[at].stopped_until_us <= now_us {
-                    let pong_us = (now_us + self.delay()).max(self.nodes[at].cut_until_us);
+                    let pong_us = (now_us + self.delay()).max(self.nodes[at].cut_to_master_us);
                     self.agenda.at(pong_us, Ev::PongAtMaster(conn));
                 }
             }
@@ -243,11 +275,11 @@ impl World {
         }
     }
 
-    fn close_by_node(&mut self, _now_us: u64, at: usize) {
+    fn close_by_node(&mut self, at: usize) {
         let Some(conn) = self.nodes[at].conn else { return };
         let (to_master_us, to_node_us) = (self.delay(), self.delay());
         let after = self.channels.get(&conn).map_or(0, |channel| channel.to_master_us);
-        let at_us = (self.agenda.now_us() + to_master_us).max(after).max(self.nodes[at].cut_until_us);
+        let at_us = (self.agenda.now_us() + to_master_us).max(after).max(self.nodes[at].cut_to_master_us);
         self.agenda.at(at_us, Ev::ClosedAtMaster(conn));
         self.agenda.after(to_node_us, Ev::ClosedAtNode(conn));
     }
@@ -267,6 +299,20 @@ impl World {
         });
     }
 
+    /// A run ends the node that runs it, unless it was over before.
+    pub(super) fn run_ends_node(&mut self, now_us: u64, at: usize, life: u64, run: RunId) {
+        let node = &self.nodes[at];
+        if node.life != life || !node.runs(run) {
+            return;
+        }
+        if node.stopped_until_us > now_us {
+            let goes_on_us = node.stopped_until_us;
+            return self.agenda.at(goes_on_us, Ev::RunEndsNode(at, life, run));
+        }
+        self.coverage.count(Fault::Poisoned);
+        self.kill_node(now_us, at);
+    }
+
     pub(super) fn report_due(&mut self, now_us: u64, at: usize, life: u64) {
         if self.nodes[at].life != life {
             return;
@@ -284,14 +330,14 @@ impl World {
 
     pub(super) fn kill_node(&mut self, now_us: u64, at: usize) {
         self.trace(|| format!("node-{at} is killed"));
+        self.deaths += 1;
         for (task, count) in std::mem::take(&mut self.nodes[at].begun) {
             *self.begun_before.entry(task).or_default() += count;
         }
         if let Some(conn) = self.nodes[at].conn {
             // The kernel of a dead process closes its connections, unless the network is cut.
-            let closed_us = (now_us + self.delay()).max(self.nodes[at].cut_until_us);
+            let closed_us = (now_us + self.delay()).max(self.nodes[at].cut_to_master_us);
             self.agenda.at(closed_us, Ev::ClosedAtMaster(conn));
-            self.channels.remove(&conn);
         }
         self.nodes[at].kill();
         let name = self.nodes[at].name.clone();
@@ -300,39 +346,6 @@ impl World {
         if self.rng.random_bool(0.8) {
             let told_us = self.delay();
             self.agenda.after(told_us, Ev::Look);
-        }
-    }
-
-    /// Something breaks, as the seed wants it.
-    pub(super) fn fault(&mut self, now_us: u64) {
-        let at = self.rng.random_range(0..self.nodes.len());
-        let long_us = self.rng.random_range(100_000..15_000_000);
-        match self.rng.random_range(0..15_u32) {
-            0..=2 => {
-                let master_us = self.agenda.now_us();
-                self.kill_master(master_us);
-            }
-            3..=5 if self.nodes[at].session.is_some() => self.kill_node(now_us, at),
-            10 => {
-                self.trace(|| "manager is killed".to_owned());
-                self.manager.kill(now_us + long_us / 4);
-            }
-            11..=12 => {
-                self.manager.desired = self.rng.random_range(1..=self.nodes.len() as u32);
-                self.trace(|| format!("{} nodes are wanted", self.manager.desired));
-            }
-            13..=14 => {
-                self.trace(|| format!("the disk refuses writes for {} ms", long_us / 3_000));
-                self.disk_refuses_until_us = now_us + long_us / 3;
-            }
-            6..=7 => {
-                self.trace(|| format!("node-{at} is stopped for {} ms", long_us / 1_000));
-                self.nodes[at].stopped_until_us = now_us + long_us;
-            }
-            _ => {
-                self.trace(|| format!("node-{at} is cut off for {} ms", long_us / 1_000));
-                self.nodes[at].cut_until_us = now_us + long_us;
-            }
         }
     }
 }
