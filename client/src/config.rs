@@ -50,11 +50,14 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// One or several masters, separated by commas; everything else at its default.
+    /// One or several masters, separated by commas; everything else at its default. With several it is tried for
+    /// longer than it takes until another one leads.
     #[must_use]
     pub fn new(urls: &str) -> Self {
-        let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        Self { urls, token: None, trust: None, timeouts: Timeouts::default(), retry: Policy::default() }
+        let urls: Vec<String> =
+            urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+        let retry = if urls.len() > 1 { Policy::SEVERAL } else { Policy::default() };
+        Self { urls, token: None, trust: None, timeouts: Timeouts::default(), retry }
     }
 
     /// With this token.

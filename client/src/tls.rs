@@ -136,7 +136,10 @@ fn unusable(error: &dyn fmt::Display) -> Error {
 }
 
 /// TLS 1.2 and 1.3 with this trust; without one no certificate is good enough.
-pub(crate) fn config(trust: Option<&Trust>) -> Result<ClientConfig, Error> {
+///
+/// # Errors
+/// [`Error::Config`] if the trust cannot be used.
+pub fn config(trust: Option<&Trust>) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

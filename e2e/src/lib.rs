@@ -18,11 +18,13 @@ pub mod command;
 pub mod images;
 pub mod manager;
 pub mod postgres;
+pub mod several;
 
 pub use cluster::{Cluster, Node};
 pub use command::{Ran, docker, evenkeel, evenkeel_binary, run, try_run, without_own_variables};
 pub use manager::Manager;
 pub use postgres::Postgres;
+pub use several::Several;
 
 use std::{
     thread,

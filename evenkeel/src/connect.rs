@@ -7,7 +7,10 @@ use service::{
     Secret,
     state::{Context, is_fingerprint},
 };
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Where a master is when nobody says.
 pub(crate) const DEFAULT_MASTER: &str = "http://127.0.0.1:7400";
@@ -104,8 +107,7 @@ impl ConnectArgs {
                 context.master
             )));
         }
-        let context =
-            context.filter(|context| asked.is_none_or(|asked| same_masters(asked, &context.master)));
+        let context = context.filter(|context| asked.is_none_or(|asked| all_among(asked, &context.master)));
         let master = self.master.clone().or_else(|| context.as_ref().map(|context| context.master.clone()));
         let (token_file, ca) = context.map_or((None, None), |context| (context.token_file, context.ca));
         Ok(Connection {
@@ -149,12 +151,25 @@ pub(crate) fn is_https(masters: &str) -> bool {
     masters.trim_start().get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
-fn same_masters(one: &str, other: &str) -> bool {
+/// Whether all of these masters are the context's: its token goes to none that it does not name.
+fn all_among(asked: &str, context: &str) -> bool {
     let list = |text: &str| {
         let urls = text.split(',').map(|url| url.trim().trim_end_matches('/').to_owned());
-        urls.collect::<std::collections::BTreeSet<_>>()
+        urls.filter(|url| !url.is_empty()).collect::<std::collections::BTreeSet<_>>()
     };
-    list(one) == list(other)
+    list(asked).is_subset(&list(context))
+}
+
+/// Trust in a CA's file, or in its fingerprint.
+///
+/// # Errors
+/// If the file cannot be read, or the fingerprint is none.
+pub(crate) fn trust_of(ca: &Path) -> Result<Trust, Failure> {
+    if is_fingerprint(ca) {
+        return Ok(Trust::Pinned(ca.to_string_lossy().parse()?));
+    }
+    let wrong = |error| Failure::Usage(format!("the CA {} cannot be read: {error}", ca.display()));
+    fs::read(ca).map(Trust::Certificates).map_err(wrong)
 }
 
 impl Connection {
@@ -178,13 +193,7 @@ impl Connection {
     /// # Errors
     /// If the CA's file cannot be read, or the fingerprint is none.
     pub(crate) fn trust(&self) -> Result<Option<Trust>, Failure> {
-        let Some(path) = &self.ca else { return Ok(None) };
-        if is_fingerprint(path) {
-            return Ok(Some(Trust::Pinned(path.to_string_lossy().parse()?)));
-        }
-        let read = fs::read(path);
-        let wrong = |error| Failure::Usage(format!("the CA {} cannot be read: {error}", path.display()));
-        read.map(Trust::Certificates).map(Some).map_err(wrong)
+        self.ca.as_deref().map(trust_of).transpose()
     }
 
     /// Whether the master is reached by TLS.
@@ -255,6 +264,21 @@ mod tests {
         );
         assert_eq!(to("https://127.0.0.1:7400").merge(context()).unwrap().token_file, None);
         assert!(to("http://127.0.0.1:7400/").merge(context()).unwrap().token_file.is_some());
+    }
+
+    #[test]
+    fn the_token_of_a_context_with_several_masters_goes_to_any_of_them() {
+        let several = || Some(Context { master: "http://a:1, http://b:1/".to_owned(), ..context().unwrap() });
+        for (master, known) in [
+            ("http://b:1", true),
+            ("http://b:1,http://a:1/", true),
+            ("http://b:1,http://c:1", false),
+            ("http://b:1,https://a:1", false),
+        ] {
+            let args = ConnectArgs { master: Some(master.to_owned()), ..ConnectArgs::default() };
+            let found = args.merge(several()).unwrap();
+            assert_eq!(found.token_file.is_some(), known, "{master}");
+        }
     }
 
     #[test]

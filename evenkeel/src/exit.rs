@@ -76,6 +76,11 @@ impl Failure {
             Self::Usage(_)
             | Self::Status(status_fetcher::Error::Usage(_))
             | Self::Token(_)
+            | Self::Master(
+                master::Error::Advertise { .. }
+                | master::Error::AdvertiseMissing { .. }
+                | master::Error::Lease,
+            )
             | Self::Node(node::Error::Config(_)) => 2,
             Self::State(service::state::StateError::ClusterName(_)) => 2,
             Self::TaskEnded

@@ -18,6 +18,12 @@ use std::{
 
 /// Note of the token that comes from `--bootstrap-token-file`; at most one token has it.
 pub(crate) const NOTE: &str = "bootstrap token file";
+
+/// The same of one of several masters.
+pub(crate) fn note_of(url: &str) -> String {
+    format!("{NOTE} of {url}")
+}
+
 /// Fewest characters of a token that somebody else wrote into the file: 128 bits in hexadecimal.
 const MIN_TOKEN_CHARS: usize = 32;
 
@@ -47,8 +53,8 @@ pub(crate) fn token_from(file: &Path) -> Result<Secret, Error> {
     }
 }
 
-/// What is known of the admin token of the file.
-pub(crate) fn admin(now: Timestamp) -> TokenInfo {
+/// What is known of the admin token of the file, with this note.
+pub(crate) fn admin(now: Timestamp, note: String) -> TokenInfo {
     TokenInfo {
         id: uuid::Uuid::now_v7(),
         scopes: vec![Scope::Admin],
@@ -56,7 +62,7 @@ pub(crate) fn admin(now: Timestamp) -> TokenInfo {
         expires_at: None,
         single_use: false,
         node_name: None,
-        note: NOTE.to_owned(),
+        note,
     }
 }
 

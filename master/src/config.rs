@@ -8,6 +8,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 
+/// How long a master leads without renewing its lease, in milliseconds, unless it is told otherwise.
+pub const LEASE_MS: u64 = 5_000;
+
 /// What the master is told at its start. [`Config::new`] has the contract's defaults.
 #[derive(Debug)]
 pub struct Config {
@@ -38,6 +41,14 @@ pub struct Config {
     pub store: Option<Place>,
     /// Most bytes of ended tasks in the store; the oldest are dropped first.
     pub store_max_bytes: u64,
+    /// URL by which other masters of the same store reach this one, and forward to it: scheme, host and port. Where
+    /// it listens if this says nothing, which does not do for 0.0.0.0 and ::.
+    pub advertise: Option<String>,
+    /// How long this master leads without renewing its lease, in milliseconds, 1,000 … 60,000. Counts only where
+    /// masters share a store.
+    pub lease_ms: u64,
+    /// Whose certificates of other masters are trusted, beside what this one shows itself.
+    pub trust: Option<client::Trust>,
     /// Name or URL of this master, as `GET /v1/status` shows it; the bound address if empty.
     pub name: String,
     /// Version of the program, as it is shown.
@@ -65,6 +76,9 @@ impl Config {
             queue_max_bytes: core.queue_max_bytes,
             store: None,
             store_max_bytes: 10 << 30,
+            advertise: None,
+            lease_ms: LEASE_MS,
+            trust: None,
             name: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             on_ready: None,
@@ -124,6 +138,28 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// `advertise` is no address of this master.
+    #[error("--advertise {url}: {why}")]
+    Advertise {
+        /// What was said.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Others cannot know where this master is.
+    #[error(
+        "masters that share a store forward to the one that leads, and {listen} is an address that nobody can be reached by. Say by --advertise URL where this one is"
+    )]
+    AdvertiseMissing {
+        /// Where it listens.
+        listen: SocketAddr,
+    },
+    /// The lease is too short or too long.
+    #[error("--lease must be 1s to 60s")]
+    Lease,
+    /// Requests cannot be forwarded to another master.
+    #[error(transparent)]
+    Forward(#[from] client::Error),
     /// TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] crate::tls::Error),

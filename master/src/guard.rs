@@ -58,7 +58,7 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
             parts.extensions.insert(principal.unwrap_or(Principal::Anyone));
             let handled = AssertUnwindSafe(next.run(Request::from_parts(parts, body))).catch_unwind();
             match unless(over.as_ref(), handled).await {
-                Ok(response) => ending_with(over, response),
+                Ok(response) => ending_with(over, TOKEN_ENDED, response),
                 Err(panic) => {
                     let what = panic_text(panic.as_ref());
                     tracing::error!(request_id, %method, path, what, "a handler panicked");
@@ -95,14 +95,18 @@ async fn unless<E>(
     }
 }
 
-/// The response, cut off when the token ends if it is a stream.
-fn ending_with(over: Option<CancellationToken>, response: Response) -> Response {
+/// The response, cut off when `over` is cancelled if it is a stream; `why` is said then.
+pub(crate) fn ending_with(
+    over: Option<CancellationToken>,
+    why: &'static str,
+    response: Response,
+) -> Response {
     let Some(over) = over.filter(|_| response.body().size_hint().exact().is_none()) else { return response };
     response.map(|body| {
         let parts = (body.into_data_stream(), Box::pin(over.cancelled_owned()));
-        Body::from_stream(futures_util::stream::unfold(parts, |(mut body, mut over)| async move {
+        Body::from_stream(futures_util::stream::unfold(parts, move |(mut body, mut over)| async move {
             let part = tokio::select! {
-                () = &mut over => Err(axum::Error::new(TOKEN_ENDED)),
+                () = &mut over => Err(axum::Error::new(why)),
                 part = body.next() => part?,
             };
             Some((part, (body, over)))

@@ -7,6 +7,7 @@
 //! - [`run`] composes all of it, [`Config`] says how;
 //! - `server` accepts connections within bounds, `connections` says which goes when there is no room, `tls`
 //!   secures them, `stall` ends those whose peer does not read;
+//! - `lead` says whether this master leads or another one, and who answers a request therefore;
 //! - `guard` is the one place that checks host, origin, token and scope, with `hosts` and `auth`;
 //! - `api` holds one file per part of the HTTP API, and `api::routes` the table of all routes;
 //! - `pools` knows what is wanted of each pool and who keeps it, `template_kinds` what it can run;
@@ -22,6 +23,7 @@ mod config;
 mod connections;
 mod guard;
 mod hosts;
+mod lead;
 mod link;
 mod places;
 mod pools;
@@ -33,7 +35,7 @@ mod template_kinds;
 mod tls;
 
 pub use api::routes::{RouteInfo, routes};
-pub use config::{Config, Error, Tls};
+pub use config::{Config, Error, LEASE_MS, Tls};
 pub use run::run;
 pub use store::{
     LOCK as STORE_LOCK, Look as StoreLook, Place, Restored, StoreError, backup, look as look_at_store,

@@ -1,7 +1,10 @@
 //! The WebSocket of one work channel: carries messages between a node's socket and the brain, and decides
 //! nothing itself.
 
-use crate::brain::{Brain, FromSocket, OpenLink, Teller, ToSocket};
+use crate::{
+    brain::{Brain, FromSocket, OpenLink, Teller, ToSocket},
+    lead::Tenure,
+};
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::{
     SinkExt as _, StreamExt as _,
@@ -20,14 +23,15 @@ const CLOSE: Duration = Duration::from_secs(1);
 /// node reads at all, far above that.
 const TELL_BYTES: usize = 64 * 1024;
 
-/// Serves a node's work channel until either side closes it, or `shutdown`.
+/// Serves a node's work channel until either side closes it, the first of `ends` is cancelled, or the second is
+/// over: then nothing more is written but the close itself.
 ///
 /// While the brain's mailbox is full nothing is read, so the node's TCP window closes; what the brain sends
 /// is written all the same. The brain bounds what waits to be written and closes a channel that exceeds it.
-pub(crate) async fn serve(brain: Brain, node: NodeId, socket: WebSocket, shutdown: CancellationToken) {
+pub(crate) async fn serve(brain: Brain, node: NodeId, socket: WebSocket, ends: (CancellationToken, Tenure)) {
     let Ok(OpenLink { teller, orders, over }) = brain.open_link(node).await else { return };
     let (sink, stream) = socket.split();
-    let mut writing = std::pin::pin!(write(sink, orders, &teller, &shutdown));
+    let mut writing = std::pin::pin!(write(sink, orders, &teller, &ends));
     let by_node = tokio::select! {
         () = read(stream, &teller) => true,
         () = &mut writing => false,
@@ -62,7 +66,7 @@ async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut orders: mpsc::Receiver<ToSocket>,
     teller: &Teller,
-    shutdown: &CancellationToken,
+    (shutdown, tenure): &(CancellationToken, Tenure),
 ) {
     let mut untold = 0;
     loop {
@@ -70,6 +74,9 @@ async fn write(
             order = orders.recv() => order,
             () = shutdown.cancelled() => Some(ToSocket::Close(CloseReason::GoingAway)),
         };
+        if !tenure.holds() {
+            return close(sink, &CloseReason::LeaseLost).await;
+        }
         let (mut next, mut bytes) = (first, 0);
         // All that waits goes out with one flush.
         while let Some(order) = next {

@@ -105,7 +105,7 @@ async fn report(
 ) -> Json<ReportReply> {
     assert_eq!(node, shared.node);
     shared.reports.lock().unwrap().push((bearer(&headers), report));
-    Json(ReportReply { report_interval_ms: 500 })
+    Json(ReportReply { report_interval_ms: 500, epoch: 0 })
 }
 
 async fn work(

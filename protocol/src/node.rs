@@ -187,6 +187,10 @@ pub struct RunningTask {
 pub struct ReportReply {
     /// How often to report from now on, 500 … 5,000; at least 900 while it has no work.
     pub report_interval_ms: u64,
+    /// That of the master that leads, as in every frame; 0 from one that does not say. A node whose work channel is
+    /// of a lower one opens another.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// Where a node is in its life.

@@ -100,6 +100,12 @@ problems! {
     too_many_readers = 429, "too-many-readers", "Too many readers";
     /// 500: our fault.
     internal = 500, "internal", "Internal error";
+    /// 502: the leader was lost while the request was under way, and nobody knows whether it was done.
+    leader_lost = 502, "leader-lost", "Leader lost meanwhile";
+    /// 503: of several masters none leads now, or none that can be reached. Nothing was done.
+    no_leader = 503, "no-leader", "No leader now";
+    /// 503: the master serves, by another one that leads.
+    standby = 503, "standby", "Another master leads";
     /// 503: cannot be served now.
     unavailable = 503, "unavailable", "Not available now";
 }

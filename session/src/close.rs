@@ -40,6 +40,9 @@ pub enum CloseReason {
         /// That of the master that closes, or is closed on.
         ours: u64,
     },
+    /// The master does not lead any more.
+    #[error("this master does not lead any more")]
+    LeaseLost,
     /// Nothing was heard for too long.
     #[error("nothing was heard for too long")]
     Silent,
@@ -71,6 +74,7 @@ impl CloseReason {
             Self::Silent => 4003,
             Self::Overflow { .. } => 4004,
             Self::SessionOver => 4005,
+            Self::LeaseLost => 4006,
         }
     }
 

@@ -30,6 +30,10 @@ impl Policy {
     /// One attempt only.
     pub const NEVER: Self = Self { max_attempts: 1, max_elapsed_ms: 0, base_ms: 0, cap_ms: 0 };
 
+    /// For somebody who knows several masters: tries for 15 s, longer than it takes until another one leads.
+    pub const SEVERAL: Self =
+        Self { max_attempts: u32::MAX, max_elapsed_ms: 15_000, base_ms: 100, cap_ms: 1_000 };
+
     /// For a wait that outlives a restart or a takeover of the master: tries for 60 s.
     pub const PATIENT: Self =
         Self { max_attempts: u32::MAX, max_elapsed_ms: 60_000, base_ms: 100, cap_ms: 2_000 };

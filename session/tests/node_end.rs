@@ -139,6 +139,16 @@ fn close_code(effects: &[Effect]) -> Option<u16> {
 }
 
 #[test]
+fn a_channel_of_a_master_that_stands_still_is_left_once_a_report_tells_of_the_next() {
+    let mut bench = Bench::open(Config::new(2));
+    for epoch in [0, EPOCH - 1, EPOCH] {
+        assert_eq!(bench.act(|s, now, out| s.report_answered(now, 500, epoch, out)), []);
+    }
+    let left = bench.act(|s, now, out| s.report_answered(now, 500, EPOCH + 1, out));
+    assert_eq!(left, [Effect::Close(CloseReason::Deposed { seen: EPOCH + 1, ours: EPOCH })]);
+}
+
+#[test]
 fn a_lower_epoch_is_refused_in_the_welcome_and_in_every_frame() {
     let mut bench = Bench::open(Config::new(1));
     let effects = bench.hear(&[order_at(EPOCH - 1, 1, 1.0)]);
@@ -412,9 +422,9 @@ fn an_impossible_report_interval_is_bounded() {
     bench.act(|s, now, out| s.connected(now, out));
     bench.hear(&[ToNode::Welcome(Welcome { epoch: EPOCH, version: VERSION, report_interval_ms: 0 })]);
     assert_eq!(bench.session.report_interval_ms(), 500);
-    bench.session.report_answered(1_000);
+    bench.act(|s, now, out| s.report_answered(now, 1_000, 0, out));
     assert_eq!(bench.session.report_interval_ms(), 1_000);
-    bench.session.report_answered(u64::MAX);
+    bench.act(|s, now, out| s.report_answered(now, u64::MAX, 0, out));
     assert_eq!(bench.session.report_interval_ms(), 5_000);
 }
 

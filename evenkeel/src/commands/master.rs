@@ -1,6 +1,6 @@
 //! `evenkeel master`.
 
-use crate::{cli::Global, exit::Failure, output};
+use crate::{cli::Global, connect::trust_of, exit::Failure, output};
 use clap::{
     Args, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -92,6 +92,15 @@ struct ServeArgs {
     /// Where tasks are kept: sqlite:PATH, or postgres://USER@HOST:PORT/DATABASE, or 'postgres:host=HOST dbname=DATABASE' [default: evenkeel.db in the state directory]. A password belongs into EVENKEEL_STORE, evenkeel.toml, PGPASSWORD or ~/.pgpass
     #[arg(long, value_name = "PLACE", hide_env_values = true, hide_default_value = true)]
     store: Option<Secret>,
+    /// URL by which the other masters of the same PostgreSQL reach this one, as http://10.0.0.5:7400 [default: the address of --listen, if it is not 0.0.0.0 or ::]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// How long this master leads without renewing its lease; another one takes over after that. Only with a PostgreSQL [default: 5s]
+    #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
+    lease: Option<u64>,
+    /// CA of the other masters, a PEM file or the fingerprint sha256:… [default: the one of --tls auto, or the certificates of --tls-cert]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Most bytes of ended tasks that are kept
     #[arg(long, default_value = "10GiB", value_parser = parse_bytes, value_name = "SIZE")]
     store_max_bytes: u64,
@@ -183,6 +192,16 @@ async fn serve(global: &Global, args: ServeArgs, shutdown: &Shutdown) -> Result<
     config.queue_max_tasks = args.queue_max_tasks;
     config.queue_max_bytes = args.queue_max_bytes;
     config.store = Some(place_of(global, args.store)?);
+    if config.store.as_ref().is_none_or(|place| place.file().is_some())
+        && let Some(flag) =
+            [(args.lease.is_some(), "--lease"), (args.ca.is_some(), "--ca")].iter().find(|(said, _)| *said)
+    {
+        let why = "is for masters that share a store by --store postgres:…";
+        return Err(Failure::Usage(format!("{} {why}; this one is alone", flag.1)));
+    }
+    config.advertise = args.advertise.map(|url| url.trim_end_matches('/').to_owned());
+    config.lease_ms = args.lease.unwrap_or(master::LEASE_MS);
+    config.trust = args.ca.as_deref().map(trust_of).transpose()?;
     config.store_max_bytes = args.store_max_bytes;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Box::pin(master::run(config, shutdown.token())).await?)

@@ -5,6 +5,7 @@ use crate::{
     auth::{Held, Principal, TokenHash, Tokens},
     brain::{Brain, LogAsk, Unavailable},
     hosts::Hosts,
+    lead::Tenure,
     places::{Place, Places},
     pools::{Board, WriteIf},
     store::{Store, StoredPiece},
@@ -64,6 +65,10 @@ pub(crate) struct Parts {
     pub(crate) schemas: Schemas,
     /// Bounds what is held of bodies that are not whole yet.
     pub(crate) intake: Intake,
+    /// By which this master leads.
+    pub(crate) epoch: u64,
+    /// For how long.
+    pub(crate) tenure: Tenure,
 }
 
 /// A token for one use that was taken out of use for a registration that is going on.
@@ -107,6 +112,10 @@ impl App {
     }
     pub(crate) fn shutdown(&self) -> CancellationToken {
         self.0.shutdown.clone()
+    }
+    /// The epoch by which this master leads.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.epoch
     }
     /// Whether requests without a token may do everything.
     pub(crate) fn is_open(&self) -> bool {
@@ -350,7 +359,8 @@ impl App {
     /// Serves a node's work channel until it closes.
     pub(crate) async fn serve_link(&self, node: NodeId, socket: axum::extract::ws::WebSocket) {
         // Counted among the streams, so that the master's end waits for it to say good-bye.
-        let link = crate::link::serve(self.0.brain.clone(), node, socket, self.shutdown());
+        let ends = (self.shutdown(), self.0.tenure.clone());
+        let link = crate::link::serve(self.0.brain.clone(), node, socket, ends);
         self.0.tasks.track_future(link).await;
     }
 }

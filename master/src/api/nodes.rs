@@ -167,7 +167,7 @@ pub(crate) async fn report(
     let report_interval_ms =
         app.query(move |core, now| core.report_interval_of(id, now)).await?.ok_or_else(|| unknown(id))?;
     app.tell(Event::Report { node: id, report: Box::new(report) }).await?;
-    Ok(Json(ReportReply { report_interval_ms }))
+    Ok(Json(ReportReply { report_interval_ms, epoch: app.epoch() }))
 }
 
 /// `GET /v1/nodes/{id}/work`: the upgrade; what follows is the link's business.

@@ -9,7 +9,7 @@ use super::{
     watchers::Watchers,
     writer::{self, Batch, Gathered, Outcome, Told},
 };
-use crate::store::Store;
+use crate::{lead::Tenure, store::Store};
 use scheduler::{
     Config, Core,
     effect::{Answer, Change, Effect},
@@ -49,6 +49,7 @@ pub(super) struct Actor {
     core_wake_us: Option<u64>,
     grace_until_us: u64,
     registry: CloseAtEnd,
+    tenure: Tenure,
 }
 
 /// Tells all callers that nothing more will come, however the brain ends.
@@ -67,6 +68,7 @@ enum Woken {
     WriterGone,
     Time,
     Stop,
+    Over,
 }
 
 impl Actor {
@@ -75,7 +77,7 @@ impl Actor {
         recovered: Recovered,
         clock: Clock,
         registry: Arc<Registry>,
-        store: Arc<dyn Store>,
+        (store, tenure): (Arc<dyn Store>, Tenure),
     ) -> Self {
         let (batches, outcomes) = writer::start(store);
         Self {
@@ -93,6 +95,7 @@ impl Actor {
             core_wake_us: None,
             grace_until_us: 0,
             registry: CloseAtEnd(registry),
+            tenure,
         }
     }
 
@@ -104,7 +107,13 @@ impl Actor {
         self.core.start(now(&self.clock), &mut self.effects);
         self.perform();
         loop {
-            match self.wait(&mut mailbox, &stop).await {
+            let woken = self.wait(&mut mailbox, &stop).await;
+            // However it was woken, and after however long: the clock comes first.
+            if !self.tenure.holds() {
+                return Err(BrainError::Deposed);
+            }
+            match woken {
+                Woken::Over => return Err(BrainError::Deposed),
                 Woken::Stop => break,
                 Woken::Time => {}
                 Woken::Outcome(outcome) => self.committed(outcome),
@@ -137,6 +146,7 @@ impl Actor {
             }
         };
         tokio::select! {
+            () = self.tenure.over().cancelled() => Woken::Over,
             () = stop.cancelled() => Woken::Stop,
             outcome = self.outcomes.recv() => outcome.map_or(Woken::WriterGone, Woken::Outcome),
             Some(message) = mailbox.recv(), if !choked => Woken::Message(message),

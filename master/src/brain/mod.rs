@@ -24,7 +24,7 @@ mod tests;
 pub(crate) use mailbox::{FromSocket, LinkId, LogAsk, ToSocket};
 pub(crate) use replies::Replies;
 
-use crate::store::Store;
+use crate::{lead::Tenure, store::Store};
 use bytes::Bytes;
 use mailbox::{Message, Post, Socket};
 use protocol::{NodeId, TaskId, work::LogChunk};
@@ -69,6 +69,9 @@ pub(crate) enum BrainError {
     /// A defect of ours as well: the store's own task has ended.
     #[error("a defect stopped the task that writes to the store")]
     WriterGone,
+    /// Another master may lead by now.
+    #[error("this master does not lead any more")]
+    Deposed,
     /// The store did not take the last writes. Nothing that was promised is lost, but tasks may run a second
     /// time after the next start.
     #[error("the last changes could not be written before the end; see the errors of the store above")]
@@ -86,17 +89,19 @@ pub(crate) struct Brain {
 
 impl Brain {
     /// Starts the brain with what the store had. It runs until `stop`; then it takes no more messages,
-    /// flushes its writes for at most 5 s and closes the work channels.
+    /// flushes its writes for at most 5 s and closes the work channels. When `tenure` is over it does nothing more
+    /// at all: no write, no order, no answer.
     pub(crate) fn start(
         config: Config,
         recovered: Recovered,
         store: Arc<dyn Store>,
+        tenure: Tenure,
         stop: CancellationToken,
     ) -> (Self, Running) {
         let clock = Clock::start();
         let (post, mailbox) = mailbox::mailbox();
         let registry = Arc::new(Registry::default());
-        let actor = actor::Actor::new(config, recovered, clock, Arc::clone(&registry), store);
+        let actor = actor::Actor::new(config, recovered, clock, Arc::clone(&registry), (store, tenure));
         let task = tokio::spawn(actor.run(mailbox, stop));
         (Self { post, registry, clock, links: Arc::default() }, Running { task })
     }

@@ -53,13 +53,18 @@ impl Agent {
         self.channel = None;
         let number = self.channel_number;
         let (inputs, client) = (self.inputs.clone(), self.client.clone());
+        let masters = self.config.masters.len();
         // Registered, so there is one.
         let token = self.token.clone().unwrap_or_else(|| Token::new(""));
         tokio::spawn(async move {
-            let url = client.work_channel_url(node);
             let event = move |happened| Input::Channel(number, happened);
-            let opened = Channel::open(&url, &token, client.tls(), inputs.clone(), event).await;
-            if let Err(OpenError::Other(_)) = &opened {
+            let mut opened = Err(OpenError::Other("no master is named".to_owned()));
+            // One that cannot be reached says nothing of the others, so that only all of them make it wait.
+            for _ in 0..masters {
+                let url = client.work_channel_url(node);
+                opened = Channel::open(&url, &token, client.tls(), inputs.clone(), event).await;
+                let Err(OpenError::Other(why)) = &opened else { break };
+                tracing::debug!(url, why, "no work channel at this master");
                 client.next_url();
             }
             let _ = inputs.send(Input::Opened(number, opened)).await;
@@ -89,7 +94,10 @@ pub(super) async fn within<T>(
         Ok(result) => result,
         Err(_) => {
             let after_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
-            Err(client::Error::Timeout { url: client.url(), after_ms })
+            let url = client.url();
+            // A master that stands still refuses nothing: the next call goes to another one.
+            client.next_url();
+            Err(client::Error::Timeout { url, after_ms })
         }
     }
 }

@@ -114,7 +114,8 @@ impl Agent {
         let error = match result {
             Ok(reply) => {
                 if self.session.node() == Some(node) {
-                    self.session.report_answered(reply.report_interval_ms);
+                    let ReportReply { report_interval_ms, epoch } = reply;
+                    self.session.report_answered(self.now_us(), report_interval_ms, epoch, out);
                 }
                 return;
             }

@@ -369,9 +369,21 @@ impl Session {
         self.epoch
     }
 
-    /// The master answered a report, and said how often to report from now on.
-    pub fn report_answered(&mut self, report_interval_ms: u64) {
+    /// A master answered a report, and said how often to report from now on, and by which epoch it leads (0 if it
+    /// did not). If that is higher than the one of the channel, another master leads while the one at the channel's
+    /// other end stands still or is cut off: the channel is of no use any more.
+    pub fn report_answered(
+        &mut self,
+        now_us: u64,
+        report_interval_ms: u64,
+        epoch: u64,
+        out: &mut Vec<Effect>,
+    ) {
         self.report_interval_ms = hear::bounded_interval(report_interval_ms);
+        if epoch > self.epoch && self.is_open() {
+            self.close(CloseReason::Deposed { seen: epoch, ours: self.epoch }, out);
+            self.settle(now_us, out);
+        }
     }
 
     /// How often to report, as the master said last.

@@ -2,6 +2,7 @@
 
 use crate::{
     brain::{Brain, BrainError, FromSocket, OpenLink, Replies, Running, Teller, ToSocket},
+    lead::Tenure,
     store::{self, Doing, EndedTask, Store, StoreError, StoredPiece, StoredPool, StoredToken},
 };
 use bytes::{Bytes, BytesMut};
@@ -116,6 +117,10 @@ pub(super) struct Master {
 
 impl Master {
     pub(super) async fn start(dir: &Path) -> Self {
+        Self::start_for(dir, Tenure::for_ever()).await
+    }
+
+    pub(super) async fn start_for(dir: &Path, tenure: Tenure) -> Self {
         let opened = store::open(dir, u64::MAX).await.unwrap();
         let store = Arc::new(Probe {
             inner: opened.store,
@@ -129,7 +134,7 @@ impl Master {
         let stop = CancellationToken::new();
         let config = Config { epoch: opened.epoch, ..Config::default() };
         let shared = Arc::clone(&store) as Arc<dyn Store>;
-        let (brain, running) = Brain::start(config, opened.recovered, shared, stop.clone());
+        let (brain, running) = Brain::start(config, opened.recovered, shared, tenure, stop.clone());
         Self { brain, running, stop, store }
     }
 

@@ -5,6 +5,7 @@
 mod harness;
 
 use super::{BrainError, FromSocket, ToSocket, Unavailable};
+use crate::lead::Tenure;
 use harness::{FakeNode, LONG, Master, answer, ids};
 use protocol::{
     task::{Durability, TaskState},
@@ -30,6 +31,31 @@ async fn a_disk_task_is_accepted_only_once_it_is_on_disk() {
     assert_eq!(task.id, id);
     assert!(answer(&mut replies).await.is_none());
     master.stop().await;
+}
+
+#[tokio::test]
+async fn a_brain_whose_lease_is_over_answers_writes_and_sends_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, boot_id) = ids();
+    let tenure = Tenure::until(u64::MAX - 1);
+    let master = Master::start_for(dir.path(), tenure.clone()).await;
+    master.register(node, boot_id).await;
+    let mut fake = FakeNode::connect(&master, node, boot_id, Vec::new()).await;
+    master.store.holds.store(true, Ordering::SeqCst);
+    let (_, mut replies) = master.submit(Durability::Disk, Wait::Accepted).await;
+    let early = timeout(Duration::from_millis(100), replies.next()).await;
+    assert!(early.is_err(), "answered before the commit: {early:?}");
+    tenure.end();
+    // What was on its way to the disk gets there, and is not acknowledged.
+    master.store.release();
+    assert!(answer(&mut replies).await.is_none());
+    let ended = timeout(LONG, master.running).await.unwrap();
+    assert!(matches!(ended, Err(BrainError::Deposed)), "{ended:?}");
+    assert!(matches!(master.brain.send(Event::Tick).await, Err(Unavailable::Stopped)));
+    timeout(LONG, fake.link.over.cancelled()).await.unwrap();
+    while let Some(sent) = fake.link.orders.recv().await {
+        assert!(!matches!(sent, ToSocket::Message(_)), "{sent:?}");
+    }
 }
 
 #[tokio::test]
