@@ -91,7 +91,8 @@ impl Error {
             Self::Problem(problem) => match problem.status {
                 401 | 403 => ErrorClass::NotAuthorised,
                 400 | 404 | 405 | 410 | 413 | 415 | 421 | 422 => ErrorClass::BadInput,
-                503 => ErrorClass::Unreachable,
+                // Of several masters the leader was lost meanwhile, or there is none.
+                502 | 503 => ErrorClass::Unreachable,
                 _ => ErrorClass::Other,
             },
         }

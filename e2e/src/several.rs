@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -44,6 +45,8 @@ pub struct Several {
     nodes: Vec<Program>,
     state: TempDir,
     lease: String,
+    /// Whether all masters show certificates of one CA.
+    secured: bool,
 }
 
 impl Several {
@@ -53,6 +56,34 @@ impl Several {
     /// If they do not come up.
     #[must_use]
     pub fn start(masters: usize, nodes: usize, lease: &str) -> Self {
+        let mut cluster = Self::prepare(masters, nodes, lease);
+        (0..masters).for_each(|at| cluster.start_master(at));
+        let _leader = cluster.leader();
+        let urls = cluster.urls();
+        (0..nodes).for_each(|at| cluster.start_node(at, &urls));
+        cluster.wait_for_nodes(nodes);
+        cluster
+    }
+
+    /// A leader, 0, and a standby, 1, by HTTPS: the second has the CA of the first, as an operator copies it.
+    ///
+    /// # Panics
+    /// If they do not come up.
+    #[must_use]
+    pub fn start_secured() -> Self {
+        let mut cluster = Self::prepare(2, 0, "5s");
+        cluster.secured = true;
+        cluster.start_master(0);
+        cluster.wait_for_word(0, "master ready");
+        let [from, to] = [0, 1].map(|at| cluster.file(&format!("master-{at}")));
+        fs::DirBuilder::new().mode(0o700).create(&to).unwrap();
+        run(Command::new("cp").arg("-r").arg(from.join("tls")).arg(&to));
+        cluster.start_master(1);
+        cluster.wait_for_word(1, "standby: another master leads");
+        cluster
+    }
+
+    fn prepare(masters: usize, nodes: usize, lease: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
         let token = format!("ek_{}\n", "0123456789abcdef".repeat(3));
         fs::write(state.path().join("admin.token"), token).unwrap();
@@ -65,7 +96,7 @@ impl Several {
             log: state.path().join(format!("{what}-{at}.log")),
         };
         let postgres = Postgres::start();
-        let mut cluster = Self {
+        Self {
             store: postgres.database(),
             postgres,
             masters: (0..masters).map(|at| program("master", at)).collect(),
@@ -73,13 +104,15 @@ impl Several {
             nodes: (0..nodes).map(|at| program("node", at)).collect(),
             state,
             lease: lease.to_owned(),
-        };
-        (0..masters).for_each(|at| cluster.start_master(at));
-        let _leader = cluster.leader();
-        let urls = cluster.urls();
-        (0..nodes).for_each(|at| cluster.start_node(at, &urls));
-        cluster.wait_for_nodes(nodes);
-        cluster
+            secured: false,
+        }
+    }
+
+    fn wait_for_word(&self, at: usize, word: &str) {
+        eventually(word, 30, || {
+            let log = self.log(at);
+            if log.contains(word) { Ok(()) } else { Err(log) }
+        });
     }
 
     /// Starts a master that does not run, and waits until it answers.
@@ -93,7 +126,13 @@ impl Several {
         command.arg("--state-dir").arg(self.state.path().join(format!("master-{at}")));
         command.arg("--bootstrap-token-file").arg(self.token_file());
         command.env("EVENKEEL_STORE", &self.store);
+        if self.secured {
+            command.args(["--tls", "auto"]);
+        }
         self.masters[at].child = Some(started(command, &self.masters[at].log));
+        if self.secured {
+            return self.wait_for_word(at, "one of several masters");
+        }
         eventually("the master answers", 30, || match self.get(at, "/livez") {
             (200, _) => Ok(()),
             other => Err(format!("{other:?}; {}", self.log(at))),
@@ -106,6 +145,7 @@ impl Several {
         command.args(["--allow-commands", "--memory", "256MiB"]);
         command.arg("--token-file").arg(self.token_file());
         command.env("EVENKEEL_STATE_DIR", self.state.path().join("nodes"));
+        self.trust(&mut command);
         self.nodes[at].child = Some(started(command, &self.nodes[at].log));
     }
 
@@ -154,7 +194,7 @@ impl Several {
     /// The URL of a master.
     #[must_use]
     pub fn url(&self, at: usize) -> String {
-        format!("http://127.0.0.1:{}", self.ports[at])
+        format!("{}://127.0.0.1:{}", if self.secured { "https" } else { "http" }, self.ports[at])
     }
 
     /// The URLs of all, separated by commas.
@@ -240,7 +280,14 @@ impl Several {
         command.env("EVENKEEL_MASTER", masters).env("EVENKEEL_TOKEN_FILE", self.token_file());
         command.env("EVENKEEL_STATE_DIR", self.state.path().join("client"));
         command.env("NO_COLOR", "1").stdin(Stdio::null());
+        self.trust(&mut command);
         command
+    }
+
+    fn trust(&self, command: &mut Command) {
+        if self.secured {
+            command.env("EVENKEEL_CA", self.file("master-0/tls/ca.pem"));
+        }
     }
 
     /// Runs `evenkeel` against all masters, whatever comes of it.

@@ -208,6 +208,18 @@ fn a_database_that_is_away_for_a_while_costs_the_lead_and_nothing_that_was_accep
 }
 
 #[test]
+fn a_standby_forwards_by_tls_and_takes_over_with_the_same_ca() {
+    let mut cluster = Several::start_secured();
+    let standby = cluster.url(1);
+    // Its work channel too.
+    cluster.add_node(&standby);
+    let fib = ["submit", "fib", "20", "-o", "value"];
+    assert_eq!(e2e::run(cluster.command(&standby).args(fib)), "6765");
+    cluster.end(0, "KILL");
+    assert_eq!(e2e::run(cluster.command(&cluster.urls()).args(fib)), "6765");
+}
+
+#[test]
 fn the_compose_file_for_two_masters_is_one() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut compose = std::process::Command::new("docker-compose");

@@ -98,7 +98,7 @@ struct ServeArgs {
     /// How long this master leads without renewing its lease; another one takes over after that. Only with a PostgreSQL [default: 5s]
     #[arg(long, value_parser = parse_ms, value_name = "DURATION")]
     lease: Option<u64>,
-    /// CA of the other masters, a PEM file or the fingerprint sha256:… [default: the one of --tls auto, or the certificates of --tls-cert]
+    /// CA of the other masters of the same PostgreSQL, a PEM file or the fingerprint sha256:… [default: the one of --tls auto, or the certificates of --tls-cert]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Most bytes of ended tasks that are kept
@@ -192,16 +192,15 @@ async fn serve(global: &Global, args: ServeArgs, shutdown: &Shutdown) -> Result<
     config.queue_max_tasks = args.queue_max_tasks;
     config.queue_max_bytes = args.queue_max_bytes;
     config.store = Some(place_of(global, args.store)?);
-    if config.store.as_ref().is_none_or(|place| place.file().is_some())
-        && let Some(flag) =
-            [(args.lease.is_some(), "--lease"), (args.ca.is_some(), "--ca")].iter().find(|(said, _)| *said)
-    {
-        let why = "is for masters that share a store by --store postgres:…";
-        return Err(Failure::Usage(format!("{} {why}; this one is alone", flag.1)));
+    let shared = config.store.as_ref().is_some_and(|place| place.file().is_none());
+    if args.lease.is_some() && !shared {
+        let why = "--lease is for masters that share a store by --store postgres:…; this one is alone";
+        return Err(Failure::Usage(why.to_owned()));
     }
     config.advertise = args.advertise.map(|url| url.trim_end_matches('/').to_owned());
     config.lease_ms = args.lease.unwrap_or(master::LEASE_MS);
-    config.trust = args.ca.as_deref().map(trust_of).transpose()?;
+    // Its variable and its key of the configuration file are the clients' too, so a master alone takes no offence.
+    config.trust = args.ca.as_deref().filter(|_| shared).map(trust_of).transpose()?;
     config.store_max_bytes = args.store_max_bytes;
     config.version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Box::pin(master::run(config, shutdown.token())).await?)
