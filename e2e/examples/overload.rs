@@ -7,7 +7,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for developers")]
 
-use e2e::chaos::{caller, stage::Stage};
+use e2e::chaos::{
+    caller,
+    stage::{Ground, Stage},
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -105,8 +108,8 @@ async fn overload(api: &Api, rate: f64) -> (f64, BTreeMap<(u16, bool), u64>) {
 }
 
 fn main() {
-    let stage = Stage::raise(NODES, &["--queue-max-tasks", QUEUE]);
-    let api = Api { http: caller::http(), url: stage.url.clone(), token: stage.token() };
+    let stage = Stage::raise(Ground::Sqlite, NODES, &["--queue-max-tasks", QUEUE]);
+    let api = Api { http: caller::http(), url: stage.urls[0].clone(), token: stage.token() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let peak = peak(&api).await;

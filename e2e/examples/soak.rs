@@ -8,7 +8,7 @@
 
 use e2e::chaos::{
     caller,
-    stage::{Actor, Stage},
+    stage::{Actor, Ground, Stage},
 };
 use serde_json::Value;
 use std::{
@@ -48,7 +48,7 @@ fn look(stage: &Stage, ended: u64) -> Look {
     let store: u64 = store.map(|file| file.metadata().map_or(0, |data| data.len())).sum();
     let nodes = stage.node_pids().into_iter().map(rss_mib).sum();
     let mib = [
-        rss_mib(stage.pid(Actor::Master)),
+        rss_mib(stage.pid(Actor::Master(0))),
         rss_mib(stage.pid(Actor::Manager)),
         nodes,
         store as f64 / f64::from(1 << 20),
@@ -88,10 +88,10 @@ fn median(looks: &[Look], which: usize) -> f64 {
 fn main() {
     let minutes: u64 =
         std::env::args().nth(1).map_or(30, |argument| argument.parse().expect("a number of minutes"));
-    let stage = Stage::raise(NODES, &["--store-max-bytes", STORE_MAX]);
+    let stage = Stage::raise(Ground::Sqlite, NODES, &["--store-max-bytes", STORE_MAX]);
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     let ended = Arc::new(AtomicU64::new(0));
-    let (url, token, count) = (stage.url.clone(), stage.token(), Arc::clone(&ended));
+    let (url, token, count) = (stage.urls[0].clone(), stage.token(), Arc::clone(&ended));
     let callers = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

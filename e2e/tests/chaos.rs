@@ -5,17 +5,17 @@
 use e2e::{
     chaos::{
         Plan, caller, run,
-        stage::{Actor, Stage},
+        stage::{Actor, Ground, Stage},
     },
     eventually, try_run,
 };
 use std::time::Duration;
 
-#[test]
-fn clients_see_no_loss_while_master_manager_and_nodes_are_killed_and_stopped() {
+fn assert_nothing_is_lost(ground: Ground, tasks: u32) {
     let plan = Plan {
+        ground,
         seed: 20_261_121,
-        tasks: 1_500,
+        tasks,
         callers: 4,
         nodes: 3,
         pause: Duration::from_secs(3),
@@ -29,11 +29,21 @@ fn clients_see_no_loss_while_master_manager_and_nodes_are_killed_and_stopped() {
 }
 
 #[test]
+fn clients_see_no_loss_while_master_manager_and_nodes_are_killed_and_stopped() {
+    assert_nothing_is_lost(Ground::Sqlite, 1_500);
+}
+
+#[test]
+fn clients_see_no_loss_while_one_of_two_masters_and_their_database_are_killed_and_stopped() {
+    assert_nothing_is_lost(Ground::Postgres(2), 1_500);
+}
+
+#[test]
 fn a_master_killed_right_after_it_acknowledged_has_lost_nothing_in_200_tries() {
-    let mut stage = Stage::master_only(&[]);
+    let mut stage = Stage::master_only();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let http = caller::http();
-    let (url, token) = (format!("{}/v1/tasks", stage.url), stage.token());
+    let (url, token) = (format!("{}/v1/tasks", stage.urls[0]), stage.token());
     let mut accepted = Vec::new();
     for number in 0..200 {
         let body = serde_json::json!({"kind": "fib", "input": {"n": number % 20}});
@@ -52,8 +62,8 @@ fn a_master_killed_right_after_it_acknowledged_has_lost_nothing_in_200_tries() {
                 other => Err(format!("{other:?}")),
             }
         });
-        stage.kill(Actor::Master);
-        stage.start_master();
+        stage.kill(Actor::Master(0));
+        stage.start_masters();
         accepted.push(id);
     }
     stage.wait_for_master();

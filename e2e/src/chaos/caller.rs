@@ -21,7 +21,7 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 struct Caller {
     http: reqwest::Client,
-    url: String,
+    urls: Vec<String>,
     token: String,
     history: Arc<Mutex<History>>,
     end: Instant,
@@ -62,8 +62,8 @@ pub fn start(
     end: Instant,
 ) -> JoinHandle<()> {
     let http = http();
-    let (url, token, history) = (stage.url.clone(), stage.token(), Arc::clone(history));
-    let caller = Caller { http, url, token, history, end };
+    let (urls, token, history) = (stage.urls.clone(), stage.token(), Arc::clone(history));
+    let caller = Caller { http, urls, token, history, end };
     let numbers: Vec<u32> = (number..plan.tasks).step_by(plan.callers as usize).collect();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -83,6 +83,12 @@ pub fn start(
 impl Caller {
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The master to ask: another one after each request that has to be repeated, whoever it was of.
+    fn url(&self, path: &str) -> String {
+        let which = self.history().repeated as usize % self.urls.len();
+        format!("{}{path}", self.urls[which])
     }
 
     /// One request; `None` if no answer came, or one that promises nothing. Waits a little after such a one.
@@ -107,7 +113,7 @@ impl Caller {
         let key = format!("task-{number}");
         let mut id = None;
         while id.is_none() && Instant::now() < self.end {
-            let request = self.http.post(format!("{}/v1/tasks", self.url));
+            let request = self.http.post(self.url("/v1/tasks"));
             let asked = Instant::now();
             if let Some((status, task)) = self.ask(request.header("idempotency-key", &key).json(&body)).await
             {
@@ -121,7 +127,7 @@ impl Caller {
         // Once more after its end: an end that was told stays.
         while ended < 2 && Instant::now() < self.end {
             let asked = Instant::now();
-            let request = self.http.get(format!("{}/v1/tasks/{id}?wait=5s", self.url));
+            let request = self.http.get(self.url(&format!("/v1/tasks/{id}?wait=5s")));
             if let Some((status, task)) = self.ask(request).await {
                 if status != 200 {
                     self.history().violations.push(format!("{id} was accepted; now {status}: {task}"));

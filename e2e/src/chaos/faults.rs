@@ -7,11 +7,11 @@ use std::{collections::BTreeMap, thread, time::Duration};
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// `kill -9` of the master, which is started again at once.
+    /// `kill -9` of a master, which is started again at once.
     KillMaster,
-    /// `kill -9` of the master, which is started again only after a while.
+    /// `kill -9` of a master, which is started again only after a while.
     MasterAway,
-    /// The master is stopped and goes on later.
+    /// A master is stopped and goes on later.
     FreezeMaster,
     /// `kill -9` of a node; its manager makes another one.
     KillNode,
@@ -19,17 +19,20 @@ pub enum Fault {
     FreezeNode,
     /// `kill -9` of the manager, which is started again at once.
     KillManager,
+    /// `kill -9` of the database's server, where masters share one; it is started again at once.
+    KillDatabase,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::KillMaster,
         Self::MasterAway,
         Self::FreezeMaster,
         Self::KillNode,
         Self::FreezeNode,
         Self::KillManager,
+        Self::KillDatabase,
     ];
 }
 
@@ -56,17 +59,21 @@ impl Faults {
     /// Waits a random time, then does something to somebody.
     pub fn play_next(&mut self, stage: &mut Stage) {
         self.pause(self.longest_pause);
-        let fault = Fault::ALL[self.random.random_range(0..Fault::ALL.len())];
+        // The last is one of a shared database only.
+        let faults = if stage.masters() > 1 { &Fault::ALL[..] } else { &Fault::ALL[..6] };
+        let fault = faults[self.random.random_range(0..faults.len())];
+        let master = Actor::Master(self.random.random_range(0..stage.masters()));
         match fault {
-            Fault::KillMaster => stage.kill(Actor::Master),
+            Fault::KillMaster => stage.kill(master),
             Fault::MasterAway => {
-                stage.kill(Actor::Master);
+                stage.kill(master);
                 self.pause(Duration::from_secs(2));
             }
             Fault::FreezeMaster => {
-                stage.freeze(Actor::Master);
-                self.pause(Duration::from_secs(3));
-                stage.thaw(Actor::Master);
+                stage.freeze(master);
+                // Up to twice the lease of masters that share a database.
+                self.pause(Duration::from_secs(4));
+                stage.thaw(master);
             }
             Fault::KillNode => {
                 let which = self.random.random();
@@ -81,6 +88,7 @@ impl Faults {
                 }
             }
             Fault::KillManager => stage.kill(Actor::Manager),
+            Fault::KillDatabase => stage.kill_database(),
         }
         stage.start_missing();
         *self.played.entry(fault).or_default() += 1;

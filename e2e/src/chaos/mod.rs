@@ -13,7 +13,7 @@ pub mod stage;
 use crate::evenkeel_binary;
 use faults::{Fault, Faults};
 use history::History;
-use stage::{Actor, Stage};
+use stage::{Actor, Ground, Stage};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -26,6 +26,8 @@ use std::{
 /// What is to be played.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Where tasks are stored, and how many masters there are.
+    pub ground: Ground,
     /// What decides which fault comes when.
     pub seed: u64,
     /// Tasks in all; each is submitted with a key, and has to end `succeeded`.
@@ -82,7 +84,7 @@ impl fmt::Display for Report {
 #[must_use]
 pub fn run(plan: &Plan) -> Report {
     let mut faults = Faults::new(plan.seed, plan.pause);
-    let mut report = play(plan, Stage::raise(plan.nodes, &[]), |stage| faults.play_next(stage));
+    let mut report = play(plan, Stage::raise(plan.ground, plan.nodes, &[]), |stage| faults.play_next(stage));
     report.faults = faults.played;
     report
 }
@@ -96,14 +98,14 @@ pub fn run(plan: &Plan) -> Report {
 pub fn upgrade(old: &Path, plan: &Plan) -> Report {
     let new = evenkeel_binary();
     let steps = [
-        (Actor::Master, new.as_path()),
+        (Actor::Master(0), new.as_path()),
         (Actor::Manager, &new),
         (Actor::Manager, old),
         (Actor::Manager, &new),
     ];
     let mut steps = steps.into_iter();
     let mut which = 0;
-    let mut report = play(plan, Stage::raise_from(old, plan.nodes, &[]), |stage| {
+    let mut report = play(plan, Stage::raise_from(old, plan.ground, plan.nodes, &[]), |stage| {
         thread::sleep(plan.pause);
         if let Some((actor, binary)) = steps.next() {
             stage.replace(actor, binary);

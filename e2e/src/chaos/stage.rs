@@ -1,6 +1,6 @@
 //! The processes of one cluster, and what can be done to them.
 
-use crate::{evenkeel_binary, eventually, run, try_run};
+use crate::{Postgres, evenkeel_binary, eventually, run, try_run};
 use serde_json::Value;
 use std::{
     fs,
@@ -11,13 +11,25 @@ use std::{
 };
 use tempfile::TempDir;
 
+/// Lease of masters that share a database.
+const LEASE: &str = "2s";
+
 /// Who can be killed and started again by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// The master.
-    Master,
+    /// The master of this number.
+    Master(usize),
     /// The manager of the only pool.
     Manager,
+}
+
+/// Where tasks are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// In the state directory of the one master.
+    Sqlite,
+    /// In a PostgreSQL server that so many masters share.
+    Postgres(usize),
 }
 
 /// A node that was stopped.
@@ -26,18 +38,19 @@ pub struct Frozen {
     pid: u32,
 }
 
-/// A master, a manager and its nodes, all processes of this host. Dropping it ends them all.
+/// Masters, a manager and its nodes, all processes of this host. Dropping it ends them all.
 pub struct Stage {
     /// Its name; begins with `t-`, by which a left-over is known.
     name: String,
-    /// The master's URL.
-    pub url: String,
+    /// URLs of the masters.
+    pub urls: Vec<String>,
     state: TempDir,
-    /// Further arguments of the master.
+    postgres: Option<(Postgres, String)>,
+    /// Further arguments of the masters.
     master_arguments: Vec<String>,
-    master: Option<Child>,
+    masters: Vec<Option<Child>>,
     manager: Option<Child>,
-    /// What the master and the manager are started from; nodes are what their manager is.
+    /// What masters and manager are started from; nodes are what their manager is.
     binaries: [PathBuf; 2],
 }
 
@@ -47,13 +60,13 @@ fn signal(pid: u32, signal: &str) {
 }
 
 impl Stage {
-    /// A cluster of this many nodes, all of them ready; the master gets these further arguments.
+    /// A cluster of this many nodes, all of them ready; its masters get these further arguments.
     ///
     /// # Panics
     /// If it does not come up.
     #[must_use]
-    pub fn raise(nodes: u32, master_arguments: &[&str]) -> Self {
-        Self::raise_from(&evenkeel_binary(), nodes, master_arguments)
+    pub fn raise(ground: Ground, nodes: u32, master_arguments: &[&str]) -> Self {
+        Self::raise_from(&evenkeel_binary(), ground, nodes, master_arguments)
     }
 
     /// The same, all of it started from this program.
@@ -61,8 +74,8 @@ impl Stage {
     /// # Panics
     /// If it does not come up.
     #[must_use]
-    pub fn raise_from(binary: &Path, nodes: u32, master_arguments: &[&str]) -> Self {
-        let mut stage = Self::master_from(binary, master_arguments);
+    pub fn raise_from(binary: &Path, ground: Ground, nodes: u32, master_arguments: &[&str]) -> Self {
+        let mut stage = Self::masters_from(binary, ground, master_arguments);
         stage.start_missing();
         run(&mut stage.command(&["node-manager", "scale", &nodes.to_string()]));
         eventually("the nodes are ready", 30, || {
@@ -73,35 +86,52 @@ impl Stage {
         stage
     }
 
-    /// A master with these further arguments, without a manager.
+    /// A master on SQLite, without a manager.
     ///
     /// # Panics
     /// If it does not come up.
     #[must_use]
-    pub fn master_only(master_arguments: &[&str]) -> Self {
-        Self::master_from(&evenkeel_binary(), master_arguments)
+    pub fn master_only() -> Self {
+        Self::masters_from(&evenkeel_binary(), Ground::Sqlite, &[])
     }
 
-    fn master_from(binary: &Path, master_arguments: &[&str]) -> Self {
+    fn masters_from(binary: &Path, ground: Ground, master_arguments: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let url = format!("http://127.0.0.1:{port}");
-        let state = tempfile::tempdir().unwrap();
-        let master_arguments = master_arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let binaries = [binary.to_owned(), binary.to_owned()];
-        let mut stage = Self { name, url, state, master_arguments, master: None, manager: None, binaries };
-        stage.start_master();
+        let (masters, postgres) = match ground {
+            Ground::Sqlite => (1, None),
+            Ground::Postgres(masters) => (masters, Some(Postgres::start())),
+        };
+        // Held until all are chosen, so that they differ.
+        let listeners: Vec<_> = (0..masters).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let mut stage = Self {
+            name,
+            urls: listeners.iter().map(url).collect(),
+            state: tempfile::tempdir().unwrap(),
+            postgres: postgres.map(|server| {
+                let database = server.database();
+                (server, database)
+            }),
+            master_arguments: master_arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            masters: (0..masters).map(|_| None).collect(),
+            manager: None,
+            binaries: [binary.to_owned(), binary.to_owned()],
+        };
+        drop(listeners);
+        // One token is good for all masters.
+        fs::write(stage.token_file(), format!("ek_{}\n", "0123456789abcdef".repeat(3))).unwrap();
+        stage.start_masters();
         stage.wait_for_master();
         stage
     }
 
-    /// Waits until the master answers.
+    /// Waits until a master that leads answers.
     ///
     /// # Panics
     /// If it does not.
     pub fn wait_for_master(&self) {
-        eventually("the master answers", 20, || {
+        eventually("a master answers", 30, || {
             let ran = try_run(&mut self.command(&["task", "list", "--limit", "1"]), "");
             if ran.code == 0 { Ok(()) } else { Err(format!("{ran:?}")) }
         });
@@ -138,44 +168,60 @@ impl Stage {
             .args(arguments)
             .env("EVENKEEL_CLUSTER", &self.name)
             .env("EVENKEEL_STATE_DIR", self.state.path());
+        command.env("EVENKEEL_MASTER", self.urls.join(",")).env("EVENKEEL_TOKEN_FILE", self.token_file());
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         command
     }
 
-    fn spawn(&self, actor: Actor, arguments: &[&str]) -> Child {
-        let log = match actor {
-            Actor::Master => "master.log",
-            Actor::Manager => "manager.log",
-        };
+    fn spawn(&self, mut command: Command, log: &str) -> Child {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.state.path().join(log)).unwrap();
-        let mut command = self.command_of(&self.binaries[actor as usize], arguments);
         command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     }
 
-    /// Starts the master.
-    pub fn start_master(&mut self) {
-        let token = self.token_file();
-        let listen = self.url.trim_start_matches("http://");
-        let mut arguments =
-            vec!["master", "--listen", listen, "--bootstrap-token-file", token.to_str().unwrap()];
-        arguments.extend(self.master_arguments.iter().map(String::as_str));
-        self.master = Some(self.spawn(Actor::Master, &arguments));
+    /// Starts every master that does not run.
+    pub fn start_masters(&mut self) {
+        for at in 0..self.masters.len() {
+            if self.masters[at].is_some() {
+                continue;
+            }
+            let mut command = self.command_of(&self.binaries[0], &["master", "--bootstrap-token-file"]);
+            command.arg(self.token_file()).args(&self.master_arguments);
+            command.args(["--listen", self.urls[at].trim_start_matches("http://")]);
+            command.env_remove("EVENKEEL_MASTER").env_remove("EVENKEEL_TOKEN_FILE");
+            if let Some((_, database)) = &self.postgres {
+                command.args(["--lease", LEASE]).env("EVENKEEL_STORE", database);
+                command.env("EVENKEEL_STATE_DIR", self.state.path().join(format!("master-{at}")));
+            }
+            self.masters[at] = Some(self.spawn(command, &format!("master-{at}.log")));
+        }
     }
 
     /// Starts whoever was killed.
     pub fn start_missing(&mut self) {
-        if self.master.is_none() {
-            self.start_master();
-        }
+        self.start_masters();
         if self.manager.is_none() {
             let arguments = ["node-manager", "run", "--runtime", "process", "--cpus", "0.5"];
-            self.manager = Some(self.spawn(Actor::Manager, &arguments));
+            self.manager = Some(self.spawn(self.command_of(&self.binaries[1], &arguments), "manager.log"));
         }
+    }
+
+    /// `kill -9` of the database's server, which is then started again and has to recover. Nothing where there is none.
+    pub fn kill_database(&mut self) {
+        if let Some((server, _)) = &mut self.postgres {
+            server.kill();
+            server.start_again();
+        }
+    }
+
+    /// Number of masters.
+    #[must_use]
+    pub fn masters(&self) -> usize {
+        self.masters.len()
     }
 
     fn child(&mut self, actor: Actor) -> &mut Option<Child> {
         match actor {
-            Actor::Master => &mut self.master,
+            Actor::Master(at) => &mut self.masters[at],
             Actor::Manager => &mut self.manager,
         }
     }
@@ -203,7 +249,8 @@ impl Stage {
                 other => Err(format!("{other:?}")),
             });
         }
-        binary.clone_into(&mut self.binaries[actor as usize]);
+        let which = usize::from(actor == Actor::Manager);
+        binary.clone_into(&mut self.binaries[which]);
         self.start_missing();
     }
 
@@ -228,7 +275,7 @@ impl Stage {
     #[must_use]
     pub fn pid(&self, actor: Actor) -> u32 {
         let child = match actor {
-            Actor::Master => &self.master,
+            Actor::Master(at) => &self.masters[at],
             Actor::Manager => &self.manager,
         };
         child.as_ref().unwrap().id()
@@ -278,9 +325,8 @@ impl Stage {
 
     /// Everybody runs again.
     pub fn heal(&mut self) {
-        for actor in [Actor::Master, Actor::Manager] {
-            self.thaw(actor);
-        }
+        (0..self.masters.len()).for_each(|at| self.thaw(Actor::Master(at)));
+        self.thaw(Actor::Manager);
         self.start_missing();
         self.wait_for_master();
     }
@@ -317,6 +363,6 @@ impl Drop for Stage {
         for pid in self.node_pids() {
             signal(pid, "KILL");
         }
-        self.kill(Actor::Master);
+        (0..self.masters.len()).for_each(|at| self.kill(Actor::Master(at)));
     }
 }
