@@ -150,6 +150,36 @@ fn a_result_clears_it_and_all_copies_run_side_by_side_again() {
 }
 
 #[test]
+fn many_copies_are_held_back_and_let_go_in_steps_and_none_is_forgotten() {
+    let mut world = World::default();
+    world.join(1, 2.0);
+    let copies: Vec<_> = (0..1_500).map(|_| world.submit(harmless(7)).0).collect();
+    for number in 2..=3 {
+        world.kill(node(number - 1));
+        world.join(number, 2.0);
+        world.pass_ms(10, &[node(number)]);
+    }
+    let mut done = 0;
+    for _ in 0..10_000 {
+        let runs = |copy: &TaskId| {
+            let task = world.core.task(*copy, world.now());
+            task.is_some_and(|(task, _)| task.state == TaskState::Running)
+        };
+        let running: Vec<_> = copies.iter().copied().filter(runs).take(8).collect();
+        if running.is_empty() {
+            break;
+        }
+        assert!(done > 0 || running.len() == 1, "one at a time until the first result");
+        for copy in running {
+            world.succeed(copy);
+            done += 1;
+        }
+        world.pass_ms(1, &[node(3)]);
+    }
+    assert_eq!(done, copies.len());
+}
+
+#[test]
 fn a_run_that_outlives_the_dead_shares_its_node_again() {
     let mut world = World::default();
     world.join(1, 2.0);

@@ -137,3 +137,87 @@ fn wrong_end(entry: &Entry, task: &Task) -> Option<String> {
     };
     (!right).then(|| format!("task {} ended wrongly: {task:?} for {entry:?}", task.id))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use protocol::{Timestamp, task::Resources};
+    use serde_json::value::RawValue;
+
+    const NUMBER: u64 = 3;
+
+    fn history() -> History {
+        let entry = Entry {
+            id: None,
+            value: 5,
+            fails: false,
+            poison: false,
+            child_killed: false,
+            durability: Durability::Disk,
+            acknowledged_us: Some(10),
+            promised: true,
+            cancel_asked: false,
+            refused: false,
+            ended: None,
+            end_seen_us: None,
+        };
+        History { entries: [(NUMBER, entry)].into(), ..History::default() }
+    }
+
+    fn task(state: TaskState, result: Option<&str>) -> Task {
+        Task {
+            id: TaskId(uuid::Uuid::nil()),
+            kind: String::new(),
+            input: None,
+            state,
+            result: result.map(|text| RawValue::from_string(text.to_owned()).unwrap().into()),
+            error: None,
+            node: None,
+            attempt: 1,
+            max_attempts: 3,
+            priority: 0,
+            labels: BTreeMap::new(),
+            resources: Resources::default(),
+            submitted_at: Timestamp(0),
+            started_at: None,
+            finished_at: None,
+            queue_ms: 0,
+            run_ms: None,
+            cpu_ms: None,
+        }
+    }
+
+    fn seen(history: &mut History, state: TaskState, result: Option<&str>, during: (u64, u64)) -> usize {
+        history.told(NUMBER, &task(state, result), during);
+        history.violations.len()
+    }
+
+    #[test]
+    fn who_asks_after_the_end_was_seen_must_see_it_and_who_asked_before_need_not() {
+        let mut history = history();
+        assert_eq!(seen(&mut history, TaskState::Succeeded, Some("5"), (20, 30)), 0);
+        assert_eq!(seen(&mut history, TaskState::Running, None, (29, 90)), 0, "it began before");
+        assert_eq!(seen(&mut history, TaskState::Running, None, (31, 40)), 1);
+    }
+
+    #[test]
+    fn all_ends_are_one_and_the_right_one() {
+        let mut history = history();
+        assert_eq!(seen(&mut history, TaskState::Succeeded, Some("5"), (20, 30)), 0);
+        assert_eq!(seen(&mut history, TaskState::Succeeded, Some("6"), (20, 31)), 1);
+        assert_eq!(seen(&mut history, TaskState::Cancelled, None, (20, 32)), 2);
+        let mut wrong = self::history();
+        assert_eq!(seen(&mut wrong, TaskState::Succeeded, Some("6"), (20, 30)), 1);
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_there_for_who_asks_later_and_ends() {
+        let mut history = history();
+        history.not_found(NUMBER, 9);
+        assert!(history.violations.is_empty());
+        history.not_found(NUMBER, 11);
+        history.check_complete();
+        assert_eq!(history.violations.len(), 2);
+    }
+}

@@ -402,6 +402,7 @@ mod callers;
 mod check;
 mod faults;
 mod forged;
+mod leases;
 mod manager;
 mod masters;
 mod nodes;

@@ -3,8 +3,9 @@
 //! Within a priority the client with the fewest slots in use goes first, of those with equally many the one that
 //! was served longest ago (fair scheduling as in Hadoop's fair scheduler; it needs no estimates, so that sizes
 //! which nobody knows do no harm). Among the tasks of one client the order is what it would be without others, so
-//! with a single client nothing changes. A client whose task has just come waits for one hand-out to each of the
-//! others at most, however many tasks these have waiting.
+//! with a single client nothing changes. A client that has as few slots in use as the others waits for one hand-out to
+//! each of them at most, however many tasks these have waiting; one that has many, in long tasks perhaps, is
+//! passed over sixteen times for each that waits at most.
 
 use super::KindId;
 use crate::event::ClientId;
@@ -15,6 +16,9 @@ use std::{
 
 /// Clients without any task here whose last turn is remembered, so that who comes back has not been served least.
 const MOST_IDLE: usize = 10_000;
+
+/// How many hand-outs for each client that waits may go to others before one is neglected, and goes first.
+const PATIENCE: u64 = 16;
 
 /// Tasks that are held against each other by their clients' turns only.
 pub(super) type Group = (KindId, Reverse<i8>);
@@ -33,8 +37,32 @@ pub(super) struct Turn {
 #[derive(Clone, Debug, Default)]
 struct Account {
     turn: Turn,
+    /// How many hand-outs there had been when it began to wait, or was served last.
+    last: u64,
     groups: BTreeSet<Group>,
     waiting: u64,
+}
+
+/// The clients that wait in a group.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting {
+    turns: BTreeSet<(Turn, ClientId)>,
+    /// By when they were served last.
+    oldest: BTreeSet<(u64, ClientId)>,
+}
+
+impl Waiting {
+    pub(super) fn len(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// In the order of their turns after so many hand-outs; a neglected one comes first, as if it had nothing.
+    pub(super) fn in_order(&self, handed: u64) -> impl Iterator<Item = (Turn, ClientId)> + '_ {
+        let patience = PATIENCE * self.len() as u64;
+        let neglected = self.oldest.first().filter(|(last, _)| handed - last > patience).map(|first| first.1);
+        let others = self.turns.iter().copied().filter(move |(_, client)| Some(*client) != neglected);
+        neglected.map(|client| (Turn::default(), client)).into_iter().chain(others)
+    }
 }
 
 /// All clients that have tasks here, and the last ones that had. A change costs O(g log n), where g is the number
@@ -44,8 +72,10 @@ pub(super) struct Clients {
     accounts: BTreeMap<ClientId, Account>,
     /// Who neither waits nor runs anything, by last turn.
     idle: BTreeSet<(u64, ClientId)>,
-    groups: BTreeMap<Group, BTreeSet<(Turn, ClientId)>>,
+    groups: BTreeMap<Group, Waiting>,
     moments: u64,
+    /// Hand-outs.
+    handed: u64,
 }
 
 impl Clients {
@@ -56,12 +86,15 @@ impl Clients {
         self.idle.remove(&(account.turn.served, client));
         if account.groups.is_empty() {
             account.turn.since = self.moments;
+            account.last = self.handed;
         }
         account.waiting += 1;
         if let Some(group) = fresh
             && account.groups.insert(group)
         {
-            self.groups.entry(group).or_default().insert((account.turn, client));
+            let waiting = self.groups.entry(group).or_default();
+            waiting.turns.insert((account.turn, client));
+            waiting.oldest.insert((account.last, client));
         }
     }
 
@@ -71,10 +104,11 @@ impl Clients {
         account.waiting = account.waiting.saturating_sub(1);
         if let Some(group) = empty
             && account.groups.remove(&group)
-            && let Some(order) = self.groups.get_mut(&group)
+            && let Some(waiting) = self.groups.get_mut(&group)
         {
-            order.remove(&(account.turn, client));
-            if order.is_empty() {
+            waiting.turns.remove(&(account.turn, client));
+            waiting.oldest.remove(&(account.last, client));
+            if waiting.turns.is_empty() {
                 self.groups.remove(&group);
             }
         }
@@ -84,30 +118,34 @@ impl Clients {
     /// A run of a client takes so many slots from now on.
     pub(super) fn began(&mut self, client: ClientId, slots: u32) {
         self.moments += 1;
-        let served = self.moments;
+        self.handed += 1;
+        let (served, handed) = (self.moments, self.handed);
         if let Some(account) = self.accounts.get(&client) {
             self.idle.remove(&(account.turn.served, client));
         }
-        self.change(client, |turn| {
+        self.change(client, |turn, last| {
             turn.slots += u64::from(slots);
             turn.served = served;
+            *last = handed;
         });
     }
 
     /// So many slots that runs of a client took are free.
     pub(super) fn ended(&mut self, client: ClientId, slots: u32) {
-        self.change(client, |turn| turn.slots = turn.slots.saturating_sub(u64::from(slots)));
+        self.change(client, |turn, _| turn.slots = turn.slots.saturating_sub(u64::from(slots)));
         self.rest(client);
     }
 
-    fn change(&mut self, client: ClientId, change: impl FnOnce(&mut Turn)) {
+    fn change(&mut self, client: ClientId, change: impl FnOnce(&mut Turn, &mut u64)) {
         let account = self.accounts.entry(client).or_default();
-        let before = account.turn;
-        change(&mut account.turn);
+        let before = (account.turn, account.last);
+        change(&mut account.turn, &mut account.last);
         for group in &account.groups {
-            if let Some(order) = self.groups.get_mut(group) {
-                order.remove(&(before, client));
-                order.insert((account.turn, client));
+            if let Some(waiting) = self.groups.get_mut(group) {
+                waiting.turns.remove(&(before.0, client));
+                waiting.turns.insert((account.turn, client));
+                waiting.oldest.remove(&(before.1, client));
+                waiting.oldest.insert((account.last, client));
             }
         }
     }
@@ -135,10 +173,15 @@ impl Clients {
         self.accounts.get(&client).map_or_else(Turn::default, |account| account.turn)
     }
 
-    /// The groups of a kind, the highest priority first, each with its clients in their order.
-    pub(super) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = (Group, &BTreeSet<(Turn, ClientId)>)> {
+    /// The groups of a kind, the highest priority first.
+    pub(super) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = (Group, &Waiting)> {
         let (first, last) = ((kind, Reverse(i8::MAX)), (kind, Reverse(i8::MIN)));
-        self.groups.range(first..=last).map(|(group, order)| (*group, order))
+        self.groups.range(first..=last).map(|(group, waiting)| (*group, waiting))
+    }
+
+    /// Hand-outs so far.
+    pub(super) const fn handed(&self) -> u64 {
+        self.handed
     }
 
     /// Whether a task of this kind waits.
@@ -147,7 +190,8 @@ impl Clients {
     }
 
     /// How many tasks of `other`, of whom so many wait, go before the one of `client` that `own` others of its own
-    /// go before. Exact while no run ends and all take one slot.
+    /// go before. Exact while no run ends, all take
+    /// one slot and nobody is neglected.
     pub(super) fn ahead(&self, client: ClientId, own: u64, (other, waiting): (ClientId, u64)) -> u64 {
         let (ours, theirs) = (self.turn(client), self.turn(other));
         // Who has fewer slots catches up first; then the one that was served longer ago begins each round.

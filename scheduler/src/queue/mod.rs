@@ -229,11 +229,9 @@ impl Queue {
             let enough = found.len() + most;
             for (group, clients) in self.clients.of_kind(*kind) {
                 let each = most.div_ceil(clients.len()).max(LEAST_EACH);
-                for (turn, client) in clients {
-                    let heads = self.heads.get(&(group, *client)).into_iter().flatten().take(each);
-                    found.extend(
-                        heads.map(|(order_us, class)| (group.1, (*turn, *client), (*order_us, *class))),
-                    );
+                for turn in clients.in_order(self.clients.handed()) {
+                    let heads = self.heads.get(&(group, turn.1)).into_iter().flatten().take(each);
+                    found.extend(heads.map(|head| (group.1, turn, *head)));
                     if found.len() >= enough {
                         break;
                     }
