@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// Lines that wait to be written; [`BatchSender::send`] waits when there are so many.
 const WAITING_LINES: usize = 64;
+/// Lines that wait already go out together, in parts of about this many bytes.
+const PART_BYTES: usize = 16 * 1024;
 /// Most bytes of one answer: an input and a result of the largest size, and what is around them.
 const MAX_ANSWER_BYTES: usize = MAX_BODY_BYTES + MAX_RESULT_BYTES + 256 * 1024;
 const NDJSON: &str = "application/x-ndjson";
@@ -82,8 +84,13 @@ impl Client {
 fn lines_and_body() -> (mpsc::Sender<Bytes>, reqwest::Body) {
     let (lines, waiting) = mpsc::channel::<Bytes>(WAITING_LINES);
     let body = stream::unfold(waiting, async |mut waiting| {
-        let line = waiting.recv().await?;
-        Some((Ok::<_, Infallible>(line), waiting))
+        let mut part = BytesMut::from(waiting.recv().await?);
+        while part.len() < PART_BYTES
+            && let Ok(line) = waiting.try_recv()
+        {
+            part.extend_from_slice(&line);
+        }
+        Some((Ok::<_, Infallible>(part.freeze()), waiting))
     });
     (lines, reqwest::Body::wrap_stream(body))
 }

@@ -107,6 +107,16 @@ pub enum BatchEvent {
     },
 }
 
+impl BatchAnswer {
+    /// The line that it is, without its line end.
+    ///
+    /// # Errors
+    /// None that is known: strings and numbers can be written.
+    pub fn to_line(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+}
+
 #[derive(Deserialize)]
 struct FlatAnswer {
     #[serde(default)]

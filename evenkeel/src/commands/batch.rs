@@ -100,9 +100,7 @@ pub(crate) async fn run(
             answer = answers.next() => match answer {
                 Some(Ok(answer)) => {
                     tally.count(&answer.event);
-                    bar.set_position(tally.answered());
-                    bar.set_message(tally.message());
-                    if let Err(failure) = bar.suspend(|| print(&answer)) {
+                    if let Err(failure) = show(&bar, &tally, &answer) {
                         break Err(failure);
                     }
                 }
@@ -209,11 +207,21 @@ fn add_label(line: &[u8], batch: &str) -> Option<String> {
     serde_json::to_string(&fields).ok()
 }
 
+/// Prints an answer, above the bar where there is one.
+fn show(bar: &ProgressBar, tally: &Tally, answer: &BatchAnswer) -> Result<(), Failure> {
+    if bar.is_hidden() {
+        return print(answer);
+    }
+    bar.set_position(tally.answered());
+    bar.set_message(tally.message());
+    bar.suspend(|| print(answer))
+}
+
 fn print(answer: &BatchAnswer) -> Result<(), Failure> {
-    let line = serde_json::to_string(answer);
-    output::data(
-        line.map_err(|error| Failure::Other(format!("an answer cannot be written as JSON: {error}")))?,
-    )
+    let unwritable =
+        |why: &dyn std::fmt::Display| Failure::Other(format!("an answer cannot be written as JSON: {why}"));
+    let line = answer.to_line().map_err(|error| unwritable(&error))?;
+    output::data(String::from_utf8(line).map_err(|error| unwritable(&error))?)
 }
 
 type Input = Box<dyn AsyncBufRead + Send + Unpin>;

@@ -276,7 +276,7 @@ impl Stream {
 
     fn say(&self, line: u64, name: Option<String>, event: BatchEvent) {
         // Structs of strings and numbers: serialising them to memory cannot fail.
-        let mut text = serde_json::to_vec(&BatchAnswer { r#ref: name, line, event }).unwrap_or_default();
+        let mut text = BatchAnswer { r#ref: name, line, event }.to_line().unwrap_or_default();
         text.push(b'\n');
         self.out.put(text);
     }

@@ -27,6 +27,9 @@ use scheduler::{effect::Answer, event::Event};
 const MAX_NODE_MEMORY: u64 = 1 << 60;
 /// Longest drain: a year.
 const MAX_DRAIN_MS: u64 = 366 * 86_400_000;
+/// Buffers of a work channel: each read clears the whole of one first, and most messages are small. Messages
+/// may be longer.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 fn unknown(id: NodeId) -> Failure {
     Problem::not_found(format!("there is no node {id}; a node that was forgotten registers again")).into()
@@ -196,6 +199,8 @@ pub(crate) async fn work(
     let link = app.clone();
     Ok(upgrade
         .protocols([SUBPROTOCOL])
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_MESSAGE_BYTES)
         .on_failed_upgrade(move |error| tracing::debug!(request_id, %error, "work channel not upgraded"))

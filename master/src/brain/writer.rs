@@ -23,6 +23,11 @@ const PAUSE_US: u64 = 100_000;
 /// Transactions that accept nothing begin at least this far apart, so that many small ends share one: each
 /// costs the processor as much as some tasks. An acceptance does not wait.
 const APART_US: u64 = 5_000;
+/// After one of many writes they begin further apart, at most this far: of a short task its hand-out and its
+/// end are then written as one row.
+const MOST_APART_US: u64 = 25_000;
+/// So many writes make the distance that much longer.
+const APART_OPS: u64 = 8;
 /// What is old is forgotten this often …
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// … and, while there is more to forget, in steps this far apart, so that they never crowd commits out.
@@ -76,6 +81,7 @@ pub(super) struct Gathered {
     urgent: bool,
     ending: bool,
     begun_us: u64,
+    apart_us: u64,
     not_before_us: u64,
 }
 
@@ -110,7 +116,7 @@ impl Gathered {
 
     fn due_us(&self) -> u64 {
         let apart_us =
-            if self.urgent || self.ending || self.begun_us == 0 { 0 } else { self.begun_us + APART_US };
+            if self.urgent || self.ending || self.begun_us == 0 { 0 } else { self.begun_us + self.apart_us };
         self.not_before_us.max(apart_us)
     }
 
@@ -132,6 +138,7 @@ impl Gathered {
         }
         self.in_flight = true;
         self.begun_us = now_us;
+        self.apart_us = (APART_US * (1 + batch.ops.len() as u64 / APART_OPS)).min(MOST_APART_US);
         // Of a transaction that is full the rest is as urgent as before.
         self.urgent &= !self.ops.is_empty();
         Some(batch)
@@ -247,6 +254,17 @@ mod tests {
         writes.push(WriteSeq(4), requeued(4));
         assert!(writes.next(199 + APART_US).is_none());
         assert!(writes.next(200 + APART_US).is_some());
+    }
+
+    #[test]
+    fn after_many_writes_the_next_wait_longer_for_each_other() {
+        for (writes, apart_us) in [(1, 5_000), (7, 5_000), (8, 10_000), (100, 25_000), (10_000, 25_000)] {
+            let mut gathered = gathered(1..=writes);
+            assert!(gathered.next(1_000).is_some());
+            gathered.done(Outcome { through: WriteSeq(writes), failed: None }, 2_000);
+            gathered.push(WriteSeq(writes + 1), requeued(1));
+            assert_eq!(gathered.wake_us(), Some(1_000 + apart_us), "{writes}");
+        }
     }
 
     #[test]

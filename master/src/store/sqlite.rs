@@ -33,6 +33,9 @@ pub const LOCK: &str = "evenkeel.lock";
 const READERS: usize = 4;
 /// Past this the write-ahead log is cut after a checkpoint.
 const WAL_KEPT_BYTES: u32 = 64 << 20;
+/// Pages in the write-ahead log that are worth a checkpoint (16 MiB): most pages of a busy time change more
+/// than once, and each is then copied into the database once.
+const CHECKPOINT_PAGES: u32 = 4_000;
 /// How long a statement waits for a lock that another program has on the database.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -123,6 +126,7 @@ pub(super) async fn open(file: &Path, read_only: bool) -> Result<Db, StoreError>
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY)
         .pragma("journal_size_limit", WAL_KEPT_BYTES.to_string())
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
         .statement_cache_capacity(STATEMENTS)
         .disable_statement_logging()
         .read_only(read_only);

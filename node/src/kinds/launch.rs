@@ -17,7 +17,10 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::Path,
     ptr,
-    sync::atomic::{AtomicI32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 /// Stack of the child until it is its program, in units of 16 bytes: a few calls deep, and nothing recurses.
@@ -99,6 +102,7 @@ impl Program {
             by_shell: by_shell.as_mut_ptr(),
             environment: environment.as_ptr(),
             is_fenced: fence::is_wanted(),
+            handled: handled_signals(),
             error: AtomicI32::new(0),
         };
         let mut stack = [MaybeUninit::<u128>::uninit(); STACK_UNITS];
@@ -146,6 +150,8 @@ struct Plan {
     by_shell: *mut *const libc::c_char,
     environment: *const *const libc::c_char,
     is_fenced: bool,
+    /// Signals that are not left as a program expects them, as bits from number 1 on.
+    handled: u64,
     /// Set by a child that cannot become its program.
     error: AtomicI32,
 }
@@ -190,7 +196,7 @@ extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
 unsafe fn become_program(plan: &Plan) -> libc::c_int {
     // SAFETY: system calls on what the plan points to. `errno` is that of the thread that stands still.
     unsafe {
-        reset_signals();
+        reset_signals(plan.handled);
         // A node that is killed takes its commands along. Best effort.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         if libc::setpgid(0, 0) < 0 || libc::chdir(plan.directory) < 0 {
@@ -227,24 +233,41 @@ unsafe fn become_program(plan: &Plan) -> libc::c_int {
     }
 }
 
+/// Signals with a handler of ours, and the one that we ignore (SIGPIPE), as bits from number 1 on. Looked at
+/// once, before the first program is started: the node has made its handlers by then, and makes no other.
+fn handled_signals() -> u64 {
+    static HANDLED: OnceLock<u64> = OnceLock::new();
+    *HANDLED.get_or_init(|| {
+        (1..=LAST_SIGNAL).filter(|&signal| is_handled(signal)).fold(0, |all, signal| all | bit(signal))
+    })
+}
+
+const fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+#[allow(unsafe_code, reason = "what is done about a signal is told by no safe library that we use")]
+fn is_handled(signal: libc::c_int) -> bool {
+    // SAFETY: numbers and function pointers, for which all zeros (the default) is a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: `action` is a live local; a number that is no signal of ours to look at is refused.
+    let known = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } == 0;
+    let handler = action.sa_sigaction;
+    known && handler != libc::SIG_DFL && (handler != libc::SIG_IGN || signal == libc::SIGPIPE)
+}
+
 /// Takes our handlers away, whose code would run on the node's memory, and lets a closed pipe end the
 /// program, which we ourselves ignore.
 ///
 /// # Safety
 /// To be called in a child.
 #[allow(unsafe_code, reason = "see the module")]
-unsafe fn reset_signals() {
-    for signal in 1..=LAST_SIGNAL {
-        // SAFETY: numbers and function pointers, for which all zeros (the default) is a value.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: `action` is a live local; a number that is no signal of ours to look at is refused.
-        let known = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } == 0;
-        let handler = action.sa_sigaction;
-        if known && handler != libc::SIG_DFL && (handler != libc::SIG_IGN || signal == libc::SIGPIPE) {
-            action.sa_sigaction = libc::SIG_DFL;
-            // SAFETY: as above.
-            unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
-        }
+unsafe fn reset_signals(handled: u64) {
+    // SAFETY: numbers and function pointers, for which all zeros (the default) is a value.
+    let action: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in (1..=LAST_SIGNAL).filter(|&signal| handled & bit(signal) != 0) {
+        // SAFETY: `action` is a live local.
+        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
     }
 }
 
