@@ -79,23 +79,45 @@ impl Cluster {
         Self::start("process", arguments)
     }
 
+    /// A cluster of containers whose master is published on all addresses of this host; and what `up` said.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn up_everywhere(arguments: &[&str]) -> (Self, Ran) {
+        raise_weight();
+        let arguments = [&["--cgroup-parent", CGROUP_PARENT], arguments].concat();
+        let name = Self::fresh_name();
+        let (cluster, ran) = Self::try_start_at("0.0.0.0", &name, "docker", &arguments);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        (cluster, ran)
+    }
+
     /// Tries to bring a cluster of containers of this name up, whatever comes of it, and takes it down again.
     #[must_use]
     pub fn try_up(name: &str, arguments: &[&str]) -> Ran {
         Self::try_start(name, "docker", arguments).1
     }
 
-    fn start(runtime: &str, arguments: &[&str]) -> Self {
+    fn fresh_name() -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("t-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        format!("t-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn start(runtime: &str, arguments: &[&str]) -> Self {
+        let name = Self::fresh_name();
         let (cluster, ran) = Self::try_start(&name, runtime, arguments);
         assert_eq!(ran.code, 0, "{ran:?}");
         cluster
     }
 
     fn try_start(name: &str, runtime: &str, arguments: &[&str]) -> (Self, Ran) {
+        Self::try_start_at("127.0.0.1", name, runtime, arguments)
+    }
+
+    fn try_start_at(ip: &str, name: &str, runtime: &str, arguments: &[&str]) -> (Self, Ran) {
         let cluster = Self { name: name.to_owned(), port: free_port(), state: tempfile::tempdir().unwrap() };
-        let listen = format!("127.0.0.1:{}", cluster.port);
+        let listen = format!("{ip}:{}", cluster.port);
         let up = [&["up", "--detach", "--runtime", runtime, "--listen", &listen], arguments].concat();
         let ran = cluster.try_evenkeel(&up);
         (cluster, ran)

@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Cluster, eventually, run, try_run};
-use std::{fs, path::Path, process::Command};
+use e2e::{Cluster, evenkeel, eventually, run, try_run};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 #[test]
 fn a_command_has_its_input_environment_and_directory_and_its_exit_code_comes_back() {
@@ -43,6 +47,44 @@ fn a_command_has_its_input_environment_and_directory_and_its_exit_code_comes_bac
     assert!(ran.stderr.contains("exit code 7") && ran.stderr.contains("why"), "{ran:?}");
     let ran = cluster.try_evenkeel(&["submit", "run", "--", "/no/such/program"]);
     assert_eq!((ran.code, ran.json()["exit_code"].as_i64()), (1, Some(127)), "{ran:?}");
+}
+
+#[test]
+fn a_node_started_by_hand_brings_kinds_of_its_own_file() {
+    let cluster = Cluster::up_processes(&["--nodes", "1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let kinds = folder.path().join("kinds.toml");
+    let text = "[[kind]]\nname = \"count\"\ncommand = [\"wc\", \"-c\"]\n\
+                schema = '{\"type\":\"object\",\"required\":[\"text\"]}'\n";
+    fs::write(&kinds, text).unwrap();
+    let unknown = cluster.try_evenkeel(&["submit", "count", "--input", r#"{"text":"x"}"#]);
+    assert_eq!(unknown.code, 2, "{unknown:?}");
+
+    let token = folder.path().join("join.token");
+    fs::write(&token, cluster.evenkeel(&["token", "create", "--scope", "node", "--ttl", "1h"])).unwrap();
+    let mut node = evenkeel();
+    node.env("EVENKEEL_STATE_DIR", folder.path()).arg("node").arg("--kinds").arg(&kinds);
+    node.args(["--name", "by-hand", "--master", &format!("http://127.0.0.1:{}", cluster.port)]);
+    node.arg("--token-file").arg(&token).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut node = node.spawn().unwrap();
+    cluster.wait_for_node("by-hand", "ready", 30);
+
+    let input = r#"{"text":"seven"}"#;
+    let task = cluster.submit(&["count", "--input", input]);
+    assert_eq!(cluster.wait_for_task(&task, "succeeded", 30)["result"], input.len());
+    assert_eq!(cluster.task(&task)["node"], cluster.node("by-hand").unwrap().text("id"));
+    let refused = cluster.try_evenkeel(&["submit", "count", "--input", "{}"]);
+    assert!(refused.code == 2 && refused.stderr.contains("text"), "{refused:?}");
+    let commands = cluster.node("by-hand").unwrap().0["kinds"].to_string();
+    assert!(!commands.contains("\"run\""), "without --allow-commands: {commands}");
+
+    fs::write(&kinds, "[[kind]]\nname = \"count\"\n").unwrap();
+    let mut wrong = evenkeel();
+    wrong.env("EVENKEEL_STATE_DIR", folder.path()).arg("node").arg("--kinds").arg(&kinds);
+    let wrong = try_run(wrong.args(["--master", "http://127.0.0.1:1", "--token-file", "-"]), "ek_x");
+    assert!(wrong.code == 2 && wrong.stderr.contains("command"), "{wrong:?}");
+    run(Command::new("kill").arg(node.id().to_string()));
+    assert!(node.wait().unwrap().success());
 }
 
 /// Command lines of processes of this machine that hold this text.

@@ -105,6 +105,53 @@ fn a_cluster_with_tls_works_on_processes_and_takes_a_node_by_a_join_token_once()
     assert!(untrusting.code == 2 && untrusting.stderr.contains("--ca"), "{untrusting:?}");
 }
 
+#[test]
+fn a_cluster_on_all_addresses_says_its_urls_and_is_reached_by_each_with_its_ca() {
+    let (cluster, up) = Cluster::up_everywhere(&["--nodes", "1", "--tls", "auto"]);
+    let urls: Vec<&str> = up.stdout.split_whitespace().filter(|word| word.starts_with("https://")).collect();
+    let here = format!("https://127.0.0.1:{}", cluster.port);
+    assert!(urls.len() > 1 && urls[0] == here && up.stdout.contains("from other machines"), "{up:?}");
+    let ca = cluster.state().join("ca.pem").display().to_string();
+    for url in &urls {
+        let seen = curl(&["--cacert", &ca, &format!("{url}/readyz")]);
+        assert!(seen.stdout.ends_with("200"), "{url}: {seen:?}");
+    }
+    assert_eq!(cluster.evenkeel(&["submit", "fib", "20"]), r#"{"value":"6765"}"#);
+}
+
+#[test]
+fn a_master_with_another_name_shows_it_in_its_certificate_and_answers_to_it() {
+    let state = tempfile::tempdir().unwrap();
+    let token = state.path().join("admin.token").display().to_string();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut master = elsewhere(state.path());
+    master.args(["master", "--listen", &format!("127.0.0.1:{port}"), "--bootstrap-token-file", &token]);
+    master.args(["--tls", "auto", "--tls-name", "master.example"]);
+    let _master = Running(master.stderr(Stdio::null()).spawn().unwrap());
+    let ca = state.path().join("tls/ca.pem").display().to_string();
+    let ask = |name: &str| {
+        let resolve = format!("{name}:{port}:127.0.0.1");
+        curl(&["--resolve", &resolve, "--cacert", &ca, &format!("https://{name}:{port}/readyz")])
+    };
+    eventually("the master is ready by its name", 30, || {
+        let seen = ask("master.example");
+        if seen.stdout.ends_with("200") { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
+    assert_eq!(ask("other.example").code, 60, "a name that the certificate does not have");
+    let resolve = format!("other.example:{port}:127.0.0.1");
+    let foreign = curl(&["-k", "--resolve", &resolve, &format!("https://other.example:{port}/v1/status")]);
+    assert!(foreign.stdout.ends_with("421"), "{foreign:?}");
+
+    // Our own client trusts the CA by its fingerprint, and the name by the certificate.
+    let other = tempfile::tempdir().unwrap();
+    let url = format!("https://127.0.0.1:{port}");
+    let status = ["status", "--master", &url, "--ca", &ca, "--token-file", &token];
+    let ran = try_run(elsewhere(other.path()).args(status), "");
+    assert!(ran.code == 0 || ran.code == 6, "{ran:?}");
+    let wrong = try_run(elsewhere(other.path()).args(["master", "--tls", "auto", "--tls-name", "a b"]), "");
+    assert!(wrong.code == 2 && wrong.stderr.contains("host name"), "{wrong:?}");
+}
+
 /// A CA by openssl, and certificates of it.
 struct Authority(tempfile::TempDir);
 

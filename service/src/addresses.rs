@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
 };
 
 /// Most addresses that are told: a certificate is sent with every handshake.
@@ -17,6 +17,21 @@ pub fn local() -> Vec<IpAddr> {
     let v6 = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
     let found: BTreeSet<IpAddr> = in_fib_trie(&v4).into_iter().chain(in_if_inet6(&v6)).collect();
     found.into_iter().take(MOST).collect()
+}
+
+/// The addresses that this machine has towards the world, by which other machines most likely reach it: at most
+/// one of each version. Not those of bridges, by which only this machine's containers do. Nothing is sent.
+#[must_use]
+pub fn outward() -> Vec<IpAddr> {
+    // Of networks for documentation (RFC 5737, RFC 3849): nobody is there, and the way leads out.
+    let v4 = (Ipv4Addr::UNSPECIFIED.into(), IpAddr::from([198, 51, 100, 1]));
+    let v6 = (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    let towards = |(any, out): (IpAddr, IpAddr)| {
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((out, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback())
+    };
+    [v4, v6].into_iter().filter_map(towards).collect()
 }
 
 /// Addresses of `/proc/net/fib_trie`: a line with the address, and below it one with `/32 host LOCAL`.

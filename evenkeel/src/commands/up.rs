@@ -171,7 +171,7 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
     let token = shutdown.token();
     let mut cluster = Cluster::bring_up(&wish, &state, &token).await?;
     output::data(format_args!("master:  {}", cluster.url))?;
-    for url in urls_elsewhere(wish.listen, wish.tls, &service::addresses::local()) {
+    for url in urls_elsewhere(wish.listen, wish.tls, &service::addresses::outward()) {
         output::data(format_args!("         {url} from other machines"))?;
     }
     output::data(format_args!("context: {}", state.path().display()))?;

@@ -510,8 +510,8 @@ fn url_of(listen: SocketAddr, tls: bool) -> String {
     format!("{scheme}://{}", SocketAddr::new(ip, listen.port()))
 }
 
-/// The URLs by which other machines reach a master that listens on all of this host's addresses, which are
-/// `own`; none for one that listens on a single address, whose URL is the same everywhere.
+/// The URLs by which other machines reach a master that listens on all of this host's addresses, of which
+/// `own` lead out; none for one that listens on a single address, whose URL is the same everywhere.
 pub(crate) fn urls_elsewhere(listen: SocketAddr, tls: bool, own: &[IpAddr]) -> Vec<String> {
     let reached = |ip: &&IpAddr| listen.ip().is_unspecified() && (listen.is_ipv6() || ip.is_ipv4());
     own.iter().filter(reached).map(|&ip| url_of(SocketAddr::new(ip, listen.port()), tls)).collect()
