@@ -23,6 +23,7 @@ impl World {
                 }
                 Effect::Lead { epoch, .. } => {
                     self.believe(now_us, at);
+                    self.machines[at].elected = epoch;
                     self.drop_brain(now_us, at);
                     let read_us = self.store_delay();
                     self.agenda.after(read_us, Ev::Loaded(at, life, epoch));

@@ -29,6 +29,8 @@ pub(super) struct Machine {
     pub(super) call: u64,
     /// Until when it believes to lead, for the bug that counts from the answer.
     pub(super) believes_until_us: u64,
+    /// By which epoch its lease lets it lead, or did last.
+    pub(super) elected: u64,
     /// Whom it forwards to.
     pub(super) leader: Option<usize>,
     /// Nothing happens to it until this time.
@@ -73,7 +75,9 @@ impl World {
 
     /// It leads from now on, with what the store has.
     pub(super) fn lead(&mut self, now_us: u64, at: usize, epoch: u64) {
-        if self.machines[at].lease.is_some() && !self.leads(now_us, at, epoch) {
+        // It may have lost that lead while it read, and won another one since.
+        let is_over = self.machines[at].elected != epoch || !self.leads(now_us, at, epoch);
+        if self.machines[at].lease.is_some() && is_over {
             return;
         }
         let recovered = self.disk.recover();
