@@ -1,7 +1,7 @@
 //! What benchmarks share: systems that are brought up on this machine, what they cost, and figures.
 //!
 //! - [`System`]: something that runs commands; [`evenkeel`] and [`hyperqueue`] are two;
-//! - [`cpu`]: CPU time of other processes, from `/proc`;
+//! - [`cpu`]: CPU time of other processes, from `/proc`; [`http`]: requests to a master without nodes;
 //! - [`figures`]: medians and tables.
 //!
 //! Benchmarks stand where a user stands, as the end-to-end tests do: they start programs and look at what
@@ -10,10 +10,12 @@
 pub mod cpu;
 pub mod evenkeel;
 pub mod figures;
+pub mod http;
 pub mod hyperqueue;
 
 use anyhow::Context as _;
 use std::{
+    path::{Path, PathBuf},
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
@@ -127,4 +129,18 @@ pub(crate) fn until(
         thread::sleep(Duration::from_millis(100));
     }
     Ok(())
+}
+
+/// The program of this workspace, brought up to date beside this one.
+///
+/// # Errors
+/// It does not build.
+pub fn built() -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").context("run this by cargo, or name --evenkeel")?;
+    let build = ["build", "--release", "--quiet", "--workspace", "--bin", "evenkeel"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let status = Command::new(cargo).args(build).current_dir(folder).status()?;
+    anyhow::ensure!(status.success(), "evenkeel does not build");
+    let own = std::env::current_exe()?;
+    Ok(own.with_file_name("evenkeel"))
 }

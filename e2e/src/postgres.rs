@@ -1,8 +1,10 @@
 //! A PostgreSQL server of a test's own: Debian's package, as an ordinary user, in a folder that goes with it.
-//! It syncs as a real one does. When the test's process ends, however it does, the kernel ends the server.
+//! It syncs as a real one does. When the thread that started it ends, however it does, the kernel ends the server.
 
 use crate::command::{run, try_run};
 use std::{
+    fs::File,
+    io::Write as _,
     net::{TcpListener, TcpStream},
     os::unix::fs::chown,
     path::{Path, PathBuf},
@@ -21,6 +23,8 @@ const NOBODY: u32 = 65_534;
 const ROLE: &str = "evenkeel";
 /// Password of the role.
 pub const PASSWORD: &str = "not-to-be-shown";
+/// What differs from a server's defaults.
+const SETTINGS: &str = "max_connections = 200\nshared_buffers = 32MB\nlog_min_messages = warning\n";
 /// How long it may take to start or to end.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -62,6 +66,8 @@ impl Postgres {
         initdb.args(["--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256", "--username", ROLE]);
         initdb.args(["--encoding=UTF8", "--no-locale", "--pwfile"]).arg(password);
         run(initdb.arg("--pgdata").arg(server.path("data")));
+        let mut settings = File::options().append(true).open(server.path("data/postgresql.conf")).unwrap();
+        settings.write_all(SETTINGS.as_bytes()).unwrap();
         server.start_again();
         server
     }
@@ -92,15 +98,11 @@ impl Postgres {
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(self.path("data")).arg("-k").arg(self.folder.path());
         postgres.args(["-p", &self.port.to_string(), "-h", "127.0.0.1"]);
-        for setting in ["fsync=on", "max_connections=200", "shared_buffers=32MB", "log_min_messages=warning"]
-        {
-            postgres.args(["-c", setting]);
-        }
         let end = Instant::now() + WITHIN;
         loop {
             if self.server.as_mut().is_none_or(|server| server.try_wait().unwrap().is_some()) {
                 // After a kill the memory may still be in use by what has not noticed yet.
-                let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+                let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
                 let again = postgres.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
                 self.server = Some(again.spawn().unwrap());
             }

@@ -33,7 +33,7 @@ pub fn check_length(field: &str, text: &str, most: usize) -> Result<(), Problem>
     Err(Problem::invalid(format!("{field} is longer than {most} characters")))
 }
 
-/// Refuses labels past their number and lengths.
+/// Refuses labels past their number and lengths, and with NUL, which not every database can keep in text.
 ///
 /// # Errors
 /// 422, naming the field.
@@ -50,6 +50,9 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
         }
         check_length("a key of labels", key, MAX_LABEL_CHARS)?;
         check_length("a value of labels", value, MAX_LABEL_CHARS)?;
+        if key.contains('\0') || value.contains('\0') {
+            return Err(Problem::invalid("labels must not hold NUL"));
+        }
     }
     Ok(())
 }
@@ -74,11 +77,14 @@ pub fn check_form(spec: &TaskSpec) -> Result<(), Problem> {
     fault.map_or(Ok(()), |fault| Err(Problem::invalid(fault)))
 }
 
-/// Checks an idempotency key: 1 … 256 bytes.
+/// Checks an idempotency key: 1 … 256 bytes, none of them NUL.
 ///
 /// # Errors
 /// 422, naming the field.
 pub fn check_key(key: &str) -> Result<(), Problem> {
+    if key.contains('\0') {
+        return Err(Problem::invalid("Idempotency-Key must not hold NUL"));
+    }
     if (1..=MAX_KEY_BYTES).contains(&key.len()) {
         return check_length("Idempotency-Key", key, MAX_KEY_BYTES);
     }

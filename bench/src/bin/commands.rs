@@ -3,13 +3,9 @@
 //! Rounds alternate between the systems, so that whatever else the machine does meets both. Ends with an error
 //! if any task fails. See `bench/README.md`.
 
-use anyhow::Context as _;
 use bench::{Round, System, evenkeel::Evenkeel, figures, hyperqueue::HyperQueue};
 use clap::Parser;
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::PathBuf;
 
 /// Runs many short commands through a cluster of host processes, and through HyperQueue where it is there.
 #[derive(Parser, Debug)]
@@ -38,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let binary = match &arguments.evenkeel {
         Some(binary) => binary.clone(),
-        None => built()?,
+        None => bench::built()?,
     };
     let nodes = usize::try_from(arguments.nodes)?;
     let mut systems: Vec<Box<dyn System>> = vec![Box::new(Evenkeel::up(&binary, nodes)?)];
@@ -60,17 +56,6 @@ fn main() -> anyhow::Result<()> {
     }
     say(&report(&systems, &rounds, arguments.tasks));
     Ok(())
-}
-
-/// The program of this workspace, brought up to date beside this one.
-fn built() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").context("run this by cargo, or name --evenkeel")?;
-    let build = ["build", "--release", "--quiet", "-p", "evenkeel"];
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let status = Command::new(cargo).args(build).current_dir(folder).status()?;
-    anyhow::ensure!(status.success(), "evenkeel does not build");
-    let own = std::env::current_exe()?;
-    Ok(own.with_file_name("evenkeel"))
 }
 
 fn per_second(round: &Round, tasks: u32) -> f64 {

@@ -21,7 +21,6 @@ const TOKEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Arguments of `master`.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct MasterArgs {
     /// What to do instead of serving.
     #[command(subcommand)]
@@ -144,12 +143,14 @@ pub(crate) async fn run(global: &Global, args: MasterArgs, shutdown: &Shutdown) 
         None => serve(global, args.serve, shutdown).await,
         Some(MasterCommand::Backup(copy)) => {
             let now = service::clock::wall();
-            let made = master::backup(&place_of(global, copy.store)?, &copy.path, now).await;
+            let made =
+                master::backup(&place_of(global, copy.store.or(args.serve.store))?, &copy.path, now).await;
             output::data(made.map_err(master::Error::from)?.display())
         }
         Some(MasterCommand::Restore(copy)) => {
             let now = service::clock::wall();
-            let done = master::restore(&place_of(global, copy.store)?, &copy.path, now).await;
+            let done =
+                master::restore(&place_of(global, copy.store.or(args.serve.store))?, &copy.path, now).await;
             let done = done.map_err(master::Error::from)?;
             if let Some(away) = done.put_away {
                 output::say(format_args!("what was there is now {}", away.display()));

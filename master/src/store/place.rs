@@ -1,26 +1,18 @@
 //! Where the store is, as `--store` says it. What may hold a password is never shown.
 
 use super::{StoreError, sqlite::DATABASE};
-use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use std::{
     fmt,
     path::{Path, PathBuf},
 };
 
 /// What may be said of a PostgreSQL server, named as libpq names it.
-const PARAMETERS: [&str; 11] = [
-    "host",
-    "hostaddr",
-    "port",
-    "user",
-    "password",
-    "dbname",
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "application_name",
-];
+const PARAMETERS: [&str; 8] =
+    ["host", "hostaddr", "port", "user", "password", "dbname", "sslmode", "application_name"];
 /// Statements that a connection keeps ready: those of one task each, and those of many rows.
 pub(super) const STATEMENTS: usize = 200;
 
@@ -114,6 +106,11 @@ fn from_url(url: &str) -> Result<Place, StoreError> {
     }
     let options: PgConnectOptions =
         url.parse().map_err(|error: sqlx::Error| wrong(format!("this is no PostgreSQL URL: {error}")))?;
+    if !matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer) {
+        return Err(wrong(
+            "TLS is asked for, which is not spoken to PostgreSQL yet; use a socket, a tunnel or a network of your own",
+        ));
+    }
     let named = options.get_application_name().is_some();
     let options = if named { options } else { options.application_name("evenkeel") };
     Ok(Place(Inner::Postgres(Box::new(
@@ -202,6 +199,7 @@ mod tests {
             "postgres:password='hunter2",
             "mysql://me:hunter2@db",
             "hunter2",
+            "postgres://me:hunter2@db/work?sslmode=require",
         ] {
             let refused = Place::parse(text).unwrap_err();
             assert!(!format!("{refused} {refused:?}").contains("hunter2"), "{refused}");

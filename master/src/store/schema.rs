@@ -7,10 +7,11 @@ use sqlx::{
 };
 
 /// Each with its number and name. One that was released never changes.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "task logs", include_str!("../../migrations/0002_task_logs.sql")),
     (3, "leader", include_str!("../../migrations/0003_leader.sql")),
+    (4, "trials", include_str!("../../migrations/0004_trials.sql")),
 ];
 
 /// The newest schema that this program knows.

@@ -20,6 +20,8 @@ use tokio::{sync::Mutex, time::Instant};
 /// How long the outcome of a trial write is answered again.
 const TRIAL_KEPT: Duration = Duration::from_secs(1);
 
+/// Writes something that counts for nothing. It has to differ: where a value stays as it is SQLite writes nothing.
+const TRIAL: &str = "UPDATE usage SET trials = trials + 1";
 /// When it was last tried whether the store takes writes, and what came of it.
 type Trial = (Instant, Result<(), Arc<StoreError>>);
 
@@ -70,6 +72,8 @@ impl Sql {
     ) -> Result<Opened, StoreError> {
         let store = Self { epoch, max_bytes, writer, readers, trial: Mutex::new(None), _lock: lock };
         let recovered = store.recover(service::clock::wall()).await?;
+        // One that reads stays open: SQLite needs to write for the first connection, which a full disk refuses.
+        store.readers.take().await?.keep();
         Ok(Opened { store: Arc::new(store), epoch, recovered })
     }
 
@@ -227,8 +231,7 @@ impl Store for Sql {
         Box::pin(async move {
             let mut trial = self.trial.lock().await;
             if trial.as_ref().is_none_or(|(at, _)| at.elapsed() >= TRIAL_KEPT) {
-                let sql = "UPDATE usage SET log_bytes = log_bytes";
-                let outcome = self.execute("write", vec![(sql, Vec::new())]).await.map_err(Arc::new);
+                let outcome = self.execute("write", vec![(TRIAL, Vec::new())]).await.map_err(Arc::new);
                 *trial = Some((Instant::now(), outcome));
             }
             match &*trial {

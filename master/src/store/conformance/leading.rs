@@ -4,11 +4,12 @@ use super::{
     Home, LEASE, candidate,
     records::{accepted, ended, now, task_id},
 };
-use crate::store::{Campaign, Ground, KEPT_MS, StoreError, ground};
+use crate::store::{Campaign, Ground, KEPT_MS, StoreError, db::Db, ground, open_db};
 use protocol::{
     auth::{Scope, TokenInfo},
     pool::PoolSpec,
 };
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 async fn win(ground: &dyn Ground, n: u64) -> u64 {
@@ -80,4 +81,70 @@ pub(super) async fn who_resigns_leaves_the_way_free(home: &Home) {
     assert_eq!(next, epoch + 1);
     one.resign(epoch).await.unwrap();
     two.renew(next, LEASE).await.unwrap();
+}
+
+/// A lease that is soon over.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Wins as soon as nobody else leads.
+async fn win_at_last(ground: &dyn Ground, n: u64) -> u64 {
+    loop {
+        match ground.campaign(&candidate(n), LEASE).await.unwrap() {
+            Campaign::Won { epoch } => return epoch,
+            Campaign::Held { left, .. } => tokio::time::sleep(left).await,
+        }
+    }
+}
+
+pub(super) async fn a_lease_lasts_as_long_as_it_is_renewed(home: &Home) {
+    let (one, two) = (ground(&home.place, u64::MAX), ground(&home.place, u64::MAX));
+    let Campaign::Won { epoch } = one.campaign(&candidate(1), SHORT).await.unwrap() else {
+        panic!("it is free")
+    };
+    one.renew(epoch, LEASE).await.unwrap();
+    tokio::time::sleep(2 * SHORT).await;
+    let held = two.campaign(&candidate(2), LEASE).await.unwrap();
+    assert!(matches!(held, Campaign::Held { left, .. } if left > SHORT), "{held:?}");
+    one.renew(epoch, SHORT).await.unwrap();
+    let next = win_at_last(&*two, 2).await;
+    assert_eq!(next, epoch + 1, "who only asks takes no epoch");
+    assert!(matches!(one.renew(epoch, LEASE).await, Err(StoreError::Deposed { .. })));
+}
+
+/// A transaction of the leader of this epoch that has asked whether it still leads, and is not over.
+async fn half_way(home: &Home, epoch: u64) -> Db {
+    let mut db = open_db(&home.place).await.unwrap();
+    db.begin().await.unwrap();
+    let sql = "SELECT epoch FROM master WHERE epoch = $1 FOR KEY SHARE";
+    let found = db.all("ask who leads", sql, vec![epoch.cast_signed().into()], |_| Ok(())).await.unwrap();
+    assert_eq!(found.len(), 1);
+    db.execute("write", "UPDATE usage SET log_bytes = 7", Vec::new()).await.unwrap();
+    db
+}
+
+pub(super) async fn a_write_and_a_takeover_cannot_cross(home: &Home) {
+    let (one, two) = (ground(&home.place, u64::MAX), ground(&home.place, u64::MAX));
+    let Campaign::Won { epoch } = one.campaign(&candidate(1), SHORT).await.unwrap() else {
+        panic!("it is free")
+    };
+    let mut writes = half_way(home, epoch).await;
+    one.renew(epoch, SHORT).await.expect("a lease is renewed beside a write");
+    let takeover = {
+        let two = Arc::clone(&two);
+        tokio::spawn(async move { win_at_last(&*two, 2).await })
+    };
+    tokio::time::sleep(3 * SHORT).await;
+    assert!(!takeover.is_finished(), "it waits for the write");
+    writes.commit().await.unwrap();
+    assert_eq!(takeover.await.unwrap(), epoch + 1);
+}
+
+pub(super) async fn a_transaction_whose_master_stands_still_ends_by_itself(home: &Home) {
+    let (one, two) = (ground(&home.place, u64::MAX), ground(&home.place, u64::MAX));
+    let Campaign::Won { epoch } = one.campaign(&candidate(1), SHORT).await.unwrap() else {
+        panic!("it is free")
+    };
+    let mut writes = half_way(home, epoch).await;
+    assert_eq!(win_at_last(&*two, 2).await, epoch + 1);
+    writes.commit().await.expect_err("the server has ended it");
 }

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod cases;
+mod faults;
 mod leading;
 mod records;
+mod simulated;
 
 pub(crate) use records::{accepted, dispatched, ended, requeued};
 
@@ -73,9 +75,9 @@ pub(crate) async fn pretend_newer(place: &Place) {
 }
 
 /// The cases that hold for both databases: each a test on SQLite, and all of them one test on a server, each in a
-/// database of its own.
+/// database of its own; and those that only several masters meet.
 macro_rules! suite {
-    ($($module:ident::$case:ident,)*) => {
+    (both { $($module:ident::$case:ident,)* } server { $($of_server:ident::$only:ident,)* }) => {
         mod on_sqlite {
             $(#[tokio::test]
             async fn $case() {
@@ -94,6 +96,13 @@ macro_rules! suite {
                     (stringify!($case), case.await)
                 });
             )*
+            $(
+                let home = Home::of(&server.database());
+                cases.spawn(async move {
+                    let case = tokio::spawn(async move { $of_server::$only(&home).await });
+                    (stringify!($only), case.await)
+                });
+            )*
             let all = cases.join_all().await;
             let failed: Vec<_> = all.iter().filter(|(_, outcome)| outcome.is_err()).collect();
             assert!(failed.is_empty(), "{failed:#?}\n{}", server.log());
@@ -102,22 +111,30 @@ macro_rules! suite {
 }
 
 suite! {
-    cases::what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended_is_open,
-    cases::writing_twice_is_the_same_as_writing_once,
-    cases::a_task_that_has_ended_never_changes_again,
-    cases::a_requeued_task_runs_nowhere_and_keeps_its_attempts,
-    cases::a_hand_out_of_a_task_that_is_not_stored_is_nothing,
-    cases::nodes_that_are_gone_are_not_read_back,
-    cases::listings_go_from_new_to_old_and_match_every_given_field,
-    cases::tokens_are_kept_by_hash_and_pools_by_revision,
-    cases::what_is_old_is_forgotten_and_keys_outlive_their_tasks,
-    cases::a_store_over_its_size_drops_the_oldest_ended_tasks_first,
-    cases::a_newer_schema_is_refused,
-    cases::a_store_on_a_sound_disk_is_writable,
-    cases::a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it,
-    cases::a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only,
-    cases::logs_over_their_share_of_the_store_go_oldest_first_and_their_tasks_stay,
-    leading::of_two_candidates_one_leads,
-    leading::whoever_was_deposed_writes_nothing_more,
-    leading::who_resigns_leaves_the_way_free,
+    both {
+        cases::what_was_committed_is_there_after_a_restart_and_only_what_had_not_ended_is_open,
+        cases::writing_twice_is_the_same_as_writing_once,
+        cases::a_task_that_has_ended_never_changes_again,
+        cases::a_requeued_task_runs_nowhere_and_keeps_its_attempts,
+        cases::a_hand_out_of_a_task_that_is_not_stored_is_nothing,
+        cases::nodes_that_are_gone_are_not_read_back,
+        cases::listings_go_from_new_to_old_and_match_every_given_field,
+        cases::tokens_are_kept_by_hash_and_pools_by_revision,
+        cases::what_is_old_is_forgotten_and_keys_outlive_their_tasks,
+        cases::a_store_over_its_size_drops_the_oldest_ended_tasks_first,
+        cases::a_newer_schema_is_refused,
+        cases::a_store_on_a_sound_disk_is_writable,
+        cases::a_log_is_kept_with_its_task_read_from_any_byte_and_forgotten_with_it,
+        cases::a_log_that_comes_after_the_end_takes_the_place_of_an_older_run_only,
+        cases::logs_over_their_share_of_the_store_go_oldest_first_and_their_tasks_stay,
+        leading::of_two_candidates_one_leads,
+        leading::whoever_was_deposed_writes_nothing_more,
+        leading::who_resigns_leaves_the_way_free,
+        simulated::the_simulated_disk_does_the_same,
+    }
+    server {
+        leading::a_lease_lasts_as_long_as_it_is_renewed,
+        leading::a_write_and_a_takeover_cannot_cross,
+        leading::a_transaction_whose_master_stands_still_ends_by_itself,
+    }
 }
