@@ -29,6 +29,14 @@ fn lines(cluster: &Several, file: &str) -> Vec<String> {
     lines
 }
 
+/// Waits until the one command that notes into such a file runs.
+fn wait_for_line(cluster: &Several, file: &str) {
+    eventually("it runs", 20, || match lines(cluster, file).len() {
+        1 => Ok(()),
+        count => Err(count.to_string()),
+    });
+}
+
 fn wait_for_all(cluster: &Several, tasks: &[String]) {
     for id in tasks {
         let ran = cluster.try_evenkeel(&["task", "wait", id]);
@@ -55,10 +63,7 @@ fn a_leader_is_killed_and_what_it_had_goes_on_with_the_other() {
     let first = cluster.leader();
     // One runs throughout; its node must keep it.
     let long = submit_noted(&cluster, "long", "ran", "12");
-    eventually("the long task runs", 20, || match lines(&cluster, "long").len() {
-        1 => Ok(()),
-        count => Err(count.to_string()),
-    });
+    wait_for_line(&cluster, "long");
     let queued: Vec<String> =
         (0..20).map(|at| submit_noted(&cluster, "short", &format!("{at:02}"), "0.3")).collect();
     let client = waiting(&cluster, &cluster.urls(), 5_000, "waits-through-it");
@@ -134,10 +139,7 @@ fn a_leader_that_stops_in_order_hands_over_before_its_lease_ends() {
     let mut cluster = Several::start(2, 1, "60s");
     let first = cluster.leader();
     let task = submit_noted(&cluster, "ran", "once", "4");
-    eventually("it runs", 20, || match lines(&cluster, "ran").len() {
-        1 => Ok(()),
-        count => Err(count.to_string()),
-    });
+    wait_for_line(&cluster, "ran");
     cluster.end(first, "TERM");
     assert_eq!(cluster.leader(), 1 - first);
     wait_for_all(&cluster, &[task]);

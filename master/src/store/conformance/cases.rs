@@ -4,13 +4,12 @@ use super::{
     Home, lead, pretend_newer,
     records::{
         accepted, dispatched, ended, ended_as, ended_at, json, node_id, node_record, now, requeued, task,
-        task_id,
+        task_id, token,
     },
 };
 use crate::store::{KEPT_MS, Opened, Store, StoreError};
 use protocol::{
     BootId, RunId, TaskId, Timestamp,
-    auth::{Scope, TokenInfo},
     log::{Stream, Tail, Tails},
     pool::PoolSpec,
     task::{Task, TaskState},
@@ -156,16 +155,7 @@ pub(super) async fn listings_go_from_new_to_old_and_match_every_given_field(home
 
 pub(super) async fn tokens_are_kept_by_hash_and_pools_by_revision(home: &Home) {
     let opened = home.fresh().await;
-    let info = |n: u128| TokenInfo {
-        id: Uuid::from_u128(n),
-        scopes: vec![Scope::Admin],
-        created_at: now(),
-        expires_at: None,
-        single_use: false,
-        node_name: None,
-        note: "test".to_owned(),
-    };
-    let (one, two) = (info(1), info(2));
+    let (one, two) = (token(1), token(2));
     opened.store.put_token(&[1; 32], &one).await.unwrap();
     opened.store.put_token(&[2; 32], &two).await.unwrap();
     opened.store.remove_token(one.id).await.unwrap();

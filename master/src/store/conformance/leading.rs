@@ -2,15 +2,11 @@
 
 use super::{
     Home, LEASE, candidate,
-    records::{accepted, ended, now, task_id},
+    records::{accepted, ended, now, task_id, token},
 };
 use crate::store::{Campaign, Ground, KEPT_MS, StoreError, db::Db, ground, open_db};
-use protocol::{
-    auth::{Scope, TokenInfo},
-    pool::PoolSpec,
-};
+use protocol::pool::PoolSpec;
 use std::{sync::Arc, time::Duration};
-use uuid::Uuid;
 
 async fn win(ground: &dyn Ground, n: u64) -> u64 {
     match ground.campaign(&candidate(n), LEASE).await.unwrap() {
@@ -41,19 +37,10 @@ pub(super) async fn whoever_was_deposed_writes_nothing_more(home: &Home) {
     old.commit(&[accepted(1, None)]).await.unwrap();
     let next = win(&*ground, 1).await;
     assert!(next > epoch);
-    let info = TokenInfo {
-        id: Uuid::from_u128(1),
-        scopes: vec![Scope::Admin],
-        created_at: now(),
-        expires_at: None,
-        single_use: false,
-        node_name: None,
-        note: "test".to_owned(),
-    };
     let outcomes = [
         old.commit(&[accepted(2, None), ended(1)]).await,
-        old.put_token(&[1; 32], &info).await,
-        old.remove_token(info.id).await,
+        old.put_token(&[1; 32], &token(1)).await,
+        old.remove_token(token(1).id).await,
         old.put_pool("a", 1, &PoolSpec::default()).await,
         old.check_writable().await,
         old.forget(now().plus_ms(2 * KEPT_MS)).await.map(drop),

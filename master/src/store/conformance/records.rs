@@ -2,6 +2,7 @@
 
 use protocol::{
     BootId, NodeId, RunId, TaskId, Timestamp,
+    auth::{Scope, TokenInfo},
     node::NodeRegistration,
     task::{Json, Resources, Task, TaskError, TaskSpec, TaskState},
 };
@@ -24,6 +25,19 @@ pub(crate) fn task_id(n: u64) -> TaskId {
 
 pub(super) fn node_id(n: u64) -> NodeId {
     NodeId(Uuid::from_u64_pair(1, n))
+}
+
+/// An administrator's token.
+pub(super) fn token(n: u128) -> TokenInfo {
+    TokenInfo {
+        id: Uuid::from_u128(n),
+        scopes: vec![Scope::Admin],
+        created_at: now(),
+        expires_at: None,
+        single_use: false,
+        node_name: None,
+        note: "test".to_owned(),
+    }
 }
 
 pub(super) fn json(text: &str) -> Json {
