@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for developers")]
 
-use e2e::chaos::{Plan, run, stage::Ground};
+use e2e::{
+    chaos::{Plan, run},
+    masters::Ground,
+};
 use std::{process::ExitCode, time::Duration};
 
 fn main() -> ExitCode {
@@ -16,7 +19,6 @@ fn main() -> ExitCode {
         Some(masters) => Ground::Postgres(usize::try_from(masters).expect("a number of masters")),
     };
     let plan = Plan {
-        ground,
         seed,
         tasks,
         callers: 8,
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
         pause: Duration::from_secs(4),
         within: Duration::from_secs(1_800),
     };
-    let report = run(&plan);
+    let report = run(ground, &plan);
     print!("{ground:?}, seed {seed}\n{report}");
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

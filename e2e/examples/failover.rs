@@ -12,14 +12,14 @@
     reason = "a program for developers"
 )]
 
-use e2e::Several;
+use e2e::Masters;
 use std::time::{Duration, Instant};
 
 const TIMES: usize = 20;
 const WITHIN: Duration = Duration::from_secs(30);
 
 fn main() {
-    let mut cluster = Several::start(2, 2, "5s");
+    let mut cluster = Masters::start(2, 2, "5s");
     let bearer = format!("authorization: Bearer {}", cluster.token());
     let mut took = Vec::new();
     for time in 1..=TIMES {

@@ -7,9 +7,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for developers")]
 
-use e2e::chaos::{
-    caller,
-    stage::{Ground, Stage},
+use e2e::{
+    chaos::{caller, stage::Stage},
+    masters::Ground,
 };
 use serde_json::{Value, json};
 use std::{
@@ -19,7 +19,7 @@ use std::{
 };
 use tokio::{sync::Semaphore, task::JoinSet, time::MissedTickBehavior};
 
-const NODES: u32 = 2;
+const NODES: usize = 2;
 const WINDOW: Duration = Duration::from_secs(15);
 /// Time for estimates to settle, and for the queue to fill.
 const WARM_UP: Duration = Duration::from_secs(5);

@@ -6,9 +6,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for developers")]
 
-use e2e::chaos::{
-    caller,
-    stage::{Actor, Ground, Stage},
+use e2e::{
+    chaos::{
+        caller,
+        stage::{Actor, Stage},
+    },
+    masters::Ground,
 };
 use serde_json::Value;
 use std::{
@@ -25,7 +28,7 @@ use std::{
 const CALLERS: u32 = 8;
 /// Pause of a client after each task: the machine is not to be busy, only the cluster never to rest.
 const PAUSE: Duration = Duration::from_millis(40);
-const NODES: u32 = 3;
+const NODES: usize = 3;
 const STORE_MAX: &str = "16MiB";
 
 /// One look: tasks that ended so far, and MiB of master, manager, nodes and store.
@@ -43,13 +46,13 @@ fn rss_mib(pid: u32) -> f64 {
 }
 
 fn look(stage: &Stage, ended: u64) -> Look {
-    let files = fs::read_dir(stage.state()).unwrap().flatten();
+    let files = fs::read_dir(stage.file("")).unwrap().flatten();
     let store = files.filter(|file| file.file_name().to_string_lossy().starts_with("evenkeel.db"));
     let store: u64 = store.map(|file| file.metadata().map_or(0, |data| data.len())).sum();
     let nodes = stage.node_pids().into_iter().map(rss_mib).sum();
     let mib = [
-        rss_mib(stage.pid(Actor::Master(0))),
-        rss_mib(stage.pid(Actor::Manager)),
+        rss_mib(stage.pid_of(Actor::Master(0))),
+        rss_mib(stage.pid_of(Actor::Manager)),
         nodes,
         store as f64 / f64::from(1 << 20),
     ];

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for developers")]
 
-use e2e::chaos::{Plan, stage::Ground, upgrade};
+use e2e::chaos::{Plan, upgrade};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 fn main() -> ExitCode {
@@ -11,7 +11,6 @@ fn main() -> ExitCode {
     let old = PathBuf::from(arguments.next().expect("the earlier program"));
     let tasks = arguments.next().map_or(5_000, |argument| argument.parse().expect("a number of tasks"));
     let plan = Plan {
-        ground: Ground::Sqlite,
         seed: 0,
         tasks,
         callers: 8,

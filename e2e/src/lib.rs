@@ -2,7 +2,8 @@
 //! command line, and taken away again however the test ends.
 //!
 //! The tests stand where a user stands: they run the `evenkeel` binary and `docker`, and look at what comes
-//! out. Nothing of the product is linked in. [`chaos`] breaks things at random and watches what clients see.
+//! out. Nothing of the product is linked in. [`Cluster`] is what `evenkeel up` makes; [`Masters`] are started one by one,
+//! and may be several; [`chaos`] breaks things at random and watches what clients see.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,19 +13,23 @@
     reason = "a harness of tests fails by panicking"
 )]
 
+pub mod access;
 pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod images;
 pub mod manager;
+pub mod masters;
 pub mod postgres;
-pub mod several;
+pub mod program;
 
+pub use access::Access;
 pub use cluster::{Cluster, Node};
 pub use command::{Ran, docker, evenkeel, evenkeel_binary, run, try_run, without_own_variables};
 pub use manager::Manager;
+pub use masters::Masters;
 pub use postgres::Postgres;
-pub use several::Several;
+pub use program::Program;
 
 use std::{
     thread,

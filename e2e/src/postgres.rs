@@ -5,7 +5,7 @@ use crate::command::{run, try_run};
 use std::{
     fs::File,
     io::Write as _,
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -32,6 +32,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Postgres {
     folder: TempDir,
+    /// Beside the loopback one.
+    address: Option<IpAddr>,
     port: u16,
     uid: u32,
     server: Option<Child>,
@@ -45,6 +47,15 @@ impl Postgres {
     /// If it does not come up.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_at(None)
+    }
+
+    /// The same, on this address of the host too, for whoever has the password.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn start_at(address: Option<IpAddr>) -> Self {
         assert!(
             Path::new(PROGRAMS).exists(),
             "{PROGRAMS} is not there: run ./test, or install postgresql-15"
@@ -56,7 +67,7 @@ impl Postgres {
             uid => uid,
         };
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = Self { folder, port, uid, server: None, databases: AtomicU32::new(0) };
+        let mut server = Self { folder, address, port, uid, server: None, databases: AtomicU32::new(0) };
         let password = server.path("password");
         std::fs::write(&password, PASSWORD).unwrap();
         for path in [server.folder.path(), &password] {
@@ -68,6 +79,8 @@ impl Postgres {
         run(initdb.arg("--pgdata").arg(server.path("data")));
         let mut settings = File::options().append(true).open(server.path("data/postgresql.conf")).unwrap();
         settings.write_all(SETTINGS.as_bytes()).unwrap();
+        let mut who = File::options().append(true).open(server.path("data/pg_hba.conf")).unwrap();
+        writeln!(who, "host all all all scram-sha-256").unwrap();
         server.start_again();
         server
     }
@@ -97,7 +110,8 @@ impl Postgres {
         assert!(self.server.is_none(), "it runs");
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(self.path("data")).arg("-k").arg(self.folder.path());
-        postgres.args(["-p", &self.port.to_string(), "-h", "127.0.0.1"]);
+        let addresses = self.address.map_or_else(String::new, |address| format!(",{address}"));
+        postgres.args(["-p", &self.port.to_string(), "-h", &format!("127.0.0.1{addresses}")]);
         let end = Instant::now() + WITHIN;
         loop {
             if self.server.as_mut().is_none_or(|server| server.try_wait().unwrap().is_some()) {
@@ -137,7 +151,8 @@ impl Postgres {
     pub fn database(&self) -> String {
         let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
-        format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{}/{name}", self.port)
+        let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        format!("postgres://{ROLE}:{PASSWORD}@{address}:{}/{name}", self.port)
     }
 
     /// Executes SQL in a database of this server, by the server's own client; what it prints.
@@ -148,6 +163,12 @@ impl Postgres {
         let mut psql = Command::new(Path::new(PROGRAMS).join("psql"));
         psql.args(self.where_it_is()).args(["-U", ROLE, "-d", database, "-X", "-q", "-A", "-t"]);
         run(psql.args(["-v", "ON_ERROR_STOP=1", "-c", sql]))
+    }
+
+    /// Its port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// The process of the server.

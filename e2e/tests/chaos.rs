@@ -5,15 +5,15 @@
 use e2e::{
     chaos::{
         Plan, caller, run,
-        stage::{Actor, Ground, Stage},
+        stage::{Actor, Stage},
     },
-    eventually, try_run,
+    eventually,
+    masters::Ground,
 };
 use std::time::Duration;
 
 fn assert_nothing_is_lost(ground: Ground, tasks: u32) {
     let plan = Plan {
-        ground,
         seed: 20_261_121,
         tasks,
         callers: 4,
@@ -21,7 +21,7 @@ fn assert_nothing_is_lost(ground: Ground, tasks: u32) {
         pause: Duration::from_secs(3),
         within: Duration::from_secs(150),
     };
-    let report = run(&plan);
+    let report = run(ground, &plan);
     println!("{report}");
     assert_eq!(report.violations, Vec::<String>::new(), "{report}");
     assert_eq!(report.succeeded, plan.tasks, "{report}");
@@ -63,7 +63,7 @@ fn a_master_killed_right_after_it_acknowledged_has_lost_nothing_in_200_tries() {
             }
         });
         stage.kill(Actor::Master(0));
-        stage.start_masters();
+        stage.start_master(0);
         accepted.push(id);
     }
     stage.wait_for_master();
@@ -73,11 +73,11 @@ fn a_master_killed_right_after_it_acknowledged_has_lost_nothing_in_200_tries() {
     assert_eq!(listed, accepted);
 
     stage.start_missing();
-    e2e::run(&mut stage.command(&["node-manager", "scale", "2"]));
+    stage.scale(2);
     eventually("all of them are done", 60, || {
         let open = stage.listed_tasks().into_iter().filter(|(_, state)| state != "succeeded").count();
         if open == 0 { Ok(()) } else { Err(format!("{open} are not")) }
     });
-    let status = try_run(&mut stage.command(&["status", "-o", "json"]), "");
+    let status = stage.try_evenkeel(&["status", "-o", "json"]);
     assert_eq!(status.code, 0, "{status:?}");
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Several, eventually, try_run};
+use e2e::{Masters, eventually, try_run};
 use std::{
     fs,
     process::{Child, Stdio},
@@ -11,18 +11,18 @@ use std::{
 };
 
 /// A command that notes each time that it runs, as a line of a file, and takes a while.
-fn noted(cluster: &Several, file: &str, line: &str, seconds: &str) -> Vec<String> {
+fn noted(cluster: &Masters, file: &str, line: &str, seconds: &str) -> Vec<String> {
     let script = format!("echo {line} >> {}; sleep {seconds}", cluster.file(file).display());
     ["submit", "--detach", "run", "--", "/bin/sh", "-c", &script].map(str::to_owned).to_vec()
 }
 
-fn submit_noted(cluster: &Several, file: &str, line: &str, seconds: &str) -> String {
+fn submit_noted(cluster: &Masters, file: &str, line: &str, seconds: &str) -> String {
     let arguments = noted(cluster, file, line, seconds);
     cluster.evenkeel(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The lines of such a file, in order of their text.
-fn lines(cluster: &Several, file: &str) -> Vec<String> {
+fn lines(cluster: &Masters, file: &str) -> Vec<String> {
     let text = fs::read_to_string(cluster.file(file)).unwrap_or_default();
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     lines.sort();
@@ -30,14 +30,14 @@ fn lines(cluster: &Several, file: &str) -> Vec<String> {
 }
 
 /// Waits until the one command that notes into such a file runs.
-fn wait_for_line(cluster: &Several, file: &str) {
+fn wait_for_line(cluster: &Masters, file: &str) {
     eventually("it runs", 20, || match lines(cluster, file).len() {
         1 => Ok(()),
         count => Err(count.to_string()),
     });
 }
 
-fn wait_for_all(cluster: &Several, tasks: &[String]) {
+fn wait_for_all(cluster: &Masters, tasks: &[String]) {
     for id in tasks {
         let ran = cluster.try_evenkeel(&["task", "wait", id]);
         assert_eq!(ran.code, 0, "{ran:?}");
@@ -46,7 +46,7 @@ fn wait_for_all(cluster: &Several, tasks: &[String]) {
 }
 
 /// A client that waits for its task and knows these masters.
-fn waiting(cluster: &Several, masters: &str, ms: u32, key: &str) -> Child {
+fn waiting(cluster: &Masters, masters: &str, ms: u32, key: &str) -> Child {
     let mut command = cluster.command(masters);
     command.args(["submit", "sleep", "--input", &format!("{{\"ms\":{ms}}}"), "--key", key]);
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
@@ -59,14 +59,14 @@ fn ends_well(client: Child) {
 
 #[test]
 fn a_leader_is_killed_and_what_it_had_goes_on_with_the_other() {
-    let mut cluster = Several::start(2, 3, "2s");
+    let mut cluster = Masters::start(2, 3, "2s");
     let first = cluster.leader();
     // One runs throughout; its node must keep it.
     let long = submit_noted(&cluster, "long", "ran", "12");
     wait_for_line(&cluster, "long");
     let queued: Vec<String> =
         (0..20).map(|at| submit_noted(&cluster, "short", &format!("{at:02}"), "0.3")).collect();
-    let client = waiting(&cluster, &cluster.urls(), 5_000, "waits-through-it");
+    let client = waiting(&cluster, &cluster.all_urls(), 5_000, "waits-through-it");
     thread::sleep(Duration::from_millis(500));
     cluster.end(first, "KILL");
     let second = cluster.leader();
@@ -95,7 +95,7 @@ fn a_leader_is_killed_and_what_it_had_goes_on_with_the_other() {
 
 #[test]
 fn a_leader_that_stood_still_writes_and_dispatches_nothing_when_it_wakes_up() {
-    let cluster = Several::start(2, 2, "2s");
+    let cluster = Masters::start(2, 2, "2s");
     let first = cluster.leader();
     // More than the nodes can take, so that the old leader has much to hand out when it wakes up.
     let tasks: Vec<String> =
@@ -136,7 +136,7 @@ fn a_leader_that_stood_still_writes_and_dispatches_nothing_when_it_wakes_up() {
 #[test]
 fn a_leader_that_stops_in_order_hands_over_before_its_lease_ends() {
     // Nobody here waits for a minute.
-    let mut cluster = Several::start(2, 1, "60s");
+    let mut cluster = Masters::start(2, 1, "60s");
     let first = cluster.leader();
     let task = submit_noted(&cluster, "ran", "once", "4");
     wait_for_line(&cluster, "ran");
@@ -148,7 +148,7 @@ fn a_leader_that_stops_in_order_hands_over_before_its_lease_ends() {
 
 #[test]
 fn a_standby_serves_clients_and_nodes_that_know_no_other_master() {
-    let mut cluster = Several::start(2, 0, "5s");
+    let mut cluster = Masters::start(2, 0, "5s");
     let standby = 1 - cluster.leader();
     let url = cluster.url(standby);
     eventually("the standby knows who leads", 20, || match cluster.get(standby, "/readyz") {
@@ -194,31 +194,31 @@ fn a_standby_serves_clients_and_nodes_that_know_no_other_master() {
 
 #[test]
 fn a_database_that_is_away_for_a_while_costs_the_lead_and_nothing_that_was_accepted() {
-    let mut cluster = Several::start(2, 2, "2s");
+    let mut cluster = Masters::start(2, 2, "2s");
     let tasks: Vec<String> =
         (0..10).map(|at| submit_noted(&cluster, "ran", &format!("{at:02}"), "0.5")).collect();
-    cluster.postgres.kill();
+    cluster.database().unwrap().kill();
     eventually("nobody leads", 20, || {
         let patience = Duration::from_secs(10);
         let answers = [0, 1].map(|at| cluster.ask(at, patience, "GET /v1/nodes", &["host: localhost"], ""));
         let refused = |(status, body): &(u16, String)| *status == 503 && body.contains("/problems/no-leader");
         if answers.iter().all(refused) { Ok(()) } else { Err(format!("{answers:?}")) }
     });
-    cluster.postgres.start_again();
+    cluster.database().unwrap().start_again();
     let _leader = cluster.leader();
     wait_for_all(&cluster, &tasks);
 }
 
 #[test]
 fn a_standby_forwards_by_tls_and_takes_over_with_the_same_ca() {
-    let mut cluster = Several::start_secured();
+    let mut cluster = Masters::start_secured();
     let standby = cluster.url(1);
     // Its work channel too.
     cluster.add_node(&standby);
     let fib = ["submit", "fib", "20", "-o", "value"];
     assert_eq!(e2e::run(cluster.command(&standby).args(fib)), "6765");
     cluster.end(0, "KILL");
-    assert_eq!(e2e::run(cluster.command(&cluster.urls()).args(fib)), "6765");
+    assert_eq!(e2e::run(cluster.command(&cluster.all_urls()).args(fib)), "6765");
 }
 
 #[test]

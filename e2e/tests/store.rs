@@ -4,8 +4,10 @@
 
 use e2e::{
     Postgres, Ran,
-    chaos::stage::{Actor, Ground, Stage},
-    evenkeel_binary, eventually, postgres, run, try_run,
+    chaos::stage::{Actor, Stage},
+    evenkeel_binary, eventually,
+    masters::Ground,
+    postgres, run, try_run,
 };
 use std::{
     fs::{self, File},
@@ -200,25 +202,25 @@ fn a_copy_takes_the_place_of_the_store_and_nodes_obey_the_master_on_it() {
     let mut stage = Stage::raise(Ground::Sqlite, 1, &[]);
     let copies = tempfile::tempdir().unwrap();
     let copies_folder = copies.path().to_str().unwrap().to_owned();
-    let before = run(&mut stage.command(&["submit", "--detach", "fib", "20"]));
-    run(&mut stage.command(&["task", "wait", &before]));
-    let copy = run(&mut stage.command(&["master", "backup", &copies_folder]));
+    let before = stage.evenkeel(&["submit", "--detach", "fib", "20"]);
+    stage.evenkeel(&["task", "wait", &before]);
+    let copy = stage.evenkeel(&["master", "backup", &copies_folder]);
     assert!(copy.starts_with(&copies_folder), "{copy}");
-    let after = run(&mut stage.command(&["submit", "--detach", "fib", "21"]));
+    let after = stage.evenkeel(&["submit", "--detach", "fib", "21"]);
     // Nodes see epochs that the copy knows nothing of.
     for _ in 0..2 {
         stage.kill(Actor::Master(0));
-        stage.start_masters();
+        stage.start_master(0);
         stage.wait_for_master();
     }
-    let refused = try_run(&mut stage.command(&["master", "restore", &copy]), "");
+    let refused = stage.try_evenkeel(&["master", "restore", &copy]);
     assert!(refused.code != 0 && refused.stderr.contains("in use"), "{refused:?}");
     stage.kill(Actor::Master(0));
-    assert_eq!(run(&mut stage.command(&["master", "restore", &copies_folder])), copy);
-    stage.start_masters();
+    assert_eq!(stage.evenkeel(&["master", "restore", &copies_folder]), copy);
+    stage.start_master(0);
     stage.wait_for_master();
-    assert_eq!(run(&mut stage.command(&["submit", "fib", "30"])), r#"{"value":"832040"}"#);
-    let known = try_run(&mut stage.command(&["task", "get", &before]), "");
+    assert_eq!(stage.evenkeel(&["submit", "fib", "30"]), r#"{"value":"832040"}"#);
+    let known = stage.try_evenkeel(&["task", "get", &before]);
     assert!(known.stdout.contains("6765"), "{known:?}");
-    assert_ne!(try_run(&mut stage.command(&["task", "get", &after]), "").code, 0, "the copy is older");
+    assert_ne!(stage.try_evenkeel(&["task", "get", &after]).code, 0, "the copy is older");
 }

@@ -3,11 +3,14 @@
 use super::{
     Plan,
     history::{History, Read, Want},
-    stage::Stage,
 };
+use crate::Access;
 use serde_json::{Value, json};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -30,6 +33,8 @@ struct Caller {
 /// What submission `number` is, and what it has to give.
 fn work(number: u32) -> (Value, Want) {
     let (kind, input, result) = match number % 4 {
+        // Some are there when a fault comes and when it goes.
+        0 if number.is_multiple_of(100) => ("sleep", json!({"ms": 2_000}), json!({})),
         0 => ("sleep", json!({"ms": number % 300}), json!({})),
         1 => ("sum", json!({"numbers": [number, "0.5"]}), json!({"value": format!("{number}.5")})),
         _ => {
@@ -53,23 +58,24 @@ pub fn http() -> reqwest::Client {
     reqwest::Client::builder().timeout(REQUEST_WITHIN).no_proxy().build().unwrap()
 }
 
-/// Starts client `number` of a plan in a thread of its own.
+/// Starts client `number` of a plan in a thread of its own; it submits nothing more once there is `enough`.
 pub fn start(
-    stage: &Stage,
+    access: &Access,
     history: &Arc<Mutex<History>>,
+    enough: &Arc<AtomicBool>,
     number: u32,
     plan: &Plan,
     end: Instant,
 ) -> JoinHandle<()> {
-    let http = http();
-    let (urls, token, history) = (stage.urls.clone(), stage.token(), Arc::clone(history));
-    let caller = Caller { http, urls, token, history, end };
-    let numbers: Vec<u32> = (number..plan.tasks).step_by(plan.callers as usize).collect();
+    let (urls, token, history) = (access.urls.clone(), access.token(), Arc::clone(history));
+    let caller = Caller { http: http(), urls, token, history, end };
+    let numbers = (number..plan.tasks).step_by(plan.callers as usize);
+    let enough = Arc::clone(enough);
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut under_way = JoinSet::new();
-            for number in numbers {
+            for number in numbers.take_while(|_| !enough.load(Ordering::Relaxed)) {
                 while under_way.len() >= AT_ONCE {
                     under_way.join_next().await;
                 }

@@ -41,8 +41,8 @@ impl Fault {
 pub struct Faults {
     random: SmallRng,
     longest_pause: Duration,
-    /// How often each happened.
-    pub played: BTreeMap<Fault, u32>,
+    /// How often each happened, by name.
+    pub played: BTreeMap<String, u32>,
 }
 
 impl Faults {
@@ -60,9 +60,9 @@ impl Faults {
     pub fn play_next(&mut self, stage: &mut Stage) {
         self.pause(self.longest_pause);
         // The last is one of a shared database only.
-        let faults = if stage.masters() > 1 { &Fault::ALL[..] } else { &Fault::ALL[..6] };
+        let faults = if stage.count() > 1 { &Fault::ALL[..] } else { &Fault::ALL[..6] };
         let fault = faults[self.random.random_range(0..faults.len())];
-        let master = Actor::Master(self.random.random_range(0..stage.masters()));
+        let master = Actor::Master(self.random.random_range(0..stage.count()));
         match fault {
             Fault::KillMaster => stage.kill(master),
             Fault::MasterAway => {
@@ -70,10 +70,10 @@ impl Faults {
                 self.pause(Duration::from_secs(2));
             }
             Fault::FreezeMaster => {
-                stage.freeze(master);
+                stage.signal_to(master, "STOP");
                 // Up to twice the lease of masters that share a database.
                 self.pause(Duration::from_secs(4));
-                stage.thaw(master);
+                stage.signal_to(master, "CONT");
             }
             Fault::KillNode => {
                 let which = self.random.random();
@@ -91,6 +91,6 @@ impl Faults {
             Fault::KillDatabase => stage.kill_database(),
         }
         stage.start_missing();
-        *self.played.entry(fault).or_default() += 1;
+        *self.played.entry(format!("{fault:?}")).or_default() += 1;
     }
 }

@@ -10,15 +10,19 @@ pub mod faults;
 pub mod history;
 pub mod stage;
 
-use crate::evenkeel_binary;
-use faults::{Fault, Faults};
+use crate::{Access, evenkeel_binary, masters::Ground};
+use faults::Faults;
 use history::History;
-use stage::{Actor, Ground, Stage};
+use stage::{Actor, Stage};
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::ControlFlow,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,16 +30,14 @@ use std::{
 /// What is to be played.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where tasks are stored, and how many masters there are.
-    pub ground: Ground,
     /// What decides which fault comes when.
     pub seed: u64,
-    /// Tasks in all; each is submitted with a key, and has to end `succeeded`.
+    /// Most tasks; each is submitted with a key, and has to end `succeeded`.
     pub tasks: u32,
     /// Clients that submit them, each some at a time.
     pub callers: u32,
     /// Nodes of the pool.
-    pub nodes: u32,
+    pub nodes: usize,
     /// Longest pause between two faults; the mean is half of it.
     pub pause: Duration,
     /// Longest that all of it may take.
@@ -45,8 +47,8 @@ pub struct Plan {
 /// What came of it.
 #[derive(Debug)]
 pub struct Report {
-    /// How often each fault happened.
-    pub faults: BTreeMap<Fault, u32>,
+    /// How often each fault happened, by name.
+    pub faults: BTreeMap<String, u32>,
     /// Tasks that the clients know to have ended `succeeded`, each once.
     pub succeeded: u32,
     /// Most attempts that one of them took.
@@ -62,7 +64,7 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let faults: Vec<String> =
-            self.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
+            self.faults.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
         writeln!(f, "faults: {}", faults.join(", "))?;
         writeln!(
             f,
@@ -82,9 +84,12 @@ impl fmt::Display for Report {
 /// # Panics
 /// If the cluster does not come up at all.
 #[must_use]
-pub fn run(plan: &Plan) -> Report {
+pub fn run(ground: Ground, plan: &Plan) -> Report {
     let mut faults = Faults::new(plan.seed, plan.pause);
-    let mut report = play(plan, Stage::raise(plan.ground, plan.nodes, &[]), |stage| faults.play_next(stage));
+    let mut report = play(plan, Stage::raise(ground, plan.nodes, &[]), |stage| {
+        faults.play_next(stage);
+        ControlFlow::Continue(())
+    });
     report.faults = faults.played;
     report
 }
@@ -105,7 +110,7 @@ pub fn upgrade(old: &Path, plan: &Plan) -> Report {
     ];
     let mut steps = steps.into_iter();
     let mut which = 0;
-    let mut report = play(plan, Stage::raise_from(old, plan.ground, plan.nodes, &[]), |stage| {
+    let mut report = play(plan, Stage::raise_from(old, Ground::Sqlite, plan.nodes, &[]), |stage| {
         thread::sleep(plan.pause);
         if let Some((actor, binary)) = steps.next() {
             stage.replace(actor, binary);
@@ -113,6 +118,7 @@ pub fn upgrade(old: &Path, plan: &Plan) -> Report {
         // Nodes that are not replaced by their new manager end, and are made anew of what it is.
         stage.kill_node(which);
         which += 1;
+        ControlFlow::Continue(())
     });
     if let Some(left) = steps.next() {
         report.violations.push(format!("all tasks had ended before {left:?} was replaced; give it more"));
@@ -120,22 +126,53 @@ pub fn upgrade(old: &Path, plan: &Plan) -> Report {
     report
 }
 
-fn play(plan: &Plan, mut stage: Stage, mut disturb: impl FnMut(&mut Stage)) -> Report {
-    let history = Arc::new(Mutex::new(History::default()));
+/// A cluster that faults happen to.
+pub trait Scene {
+    /// How clients reach it.
+    fn access(&self) -> &Access;
+
+    /// Ends what faults are still there, and waits until a master answers.
+    fn heal(&mut self);
+}
+
+impl Scene for Stage {
+    fn access(&self) -> &Access {
+        self
+    }
+
+    fn heal(&mut self) {
+        Self::heal(self);
+    }
+}
+
+/// Clients submit while the cluster is disturbed, until all tasks of the plan have ended or `disturb` breaks off: what
+/// was submitted by then is seen through.
+///
+/// # Panics
+/// If a client does.
+pub fn play<S: Scene>(
+    plan: &Plan,
+    mut scene: S,
+    mut disturb: impl FnMut(&mut S) -> ControlFlow<()>,
+) -> Report {
+    let (history, enough) = (Arc::new(Mutex::new(History::default())), Arc::new(AtomicBool::new(false)));
     let began = Instant::now();
     let end = began + plan.within;
-    let callers: Vec<_> =
-        (0..plan.callers).map(|number| caller::start(&stage, &history, number, plan, end)).collect();
+    let start = |number| caller::start(scene.access(), &history, &enough, number, plan, end);
+    let callers: Vec<_> = (0..plan.callers).map(start).collect();
     while callers.iter().any(|caller| !caller.is_finished()) && Instant::now() < end {
-        disturb(&mut stage);
+        if disturb(&mut scene).is_break() {
+            break;
+        }
     }
-    stage.heal();
+    enough.store(true, Ordering::Relaxed);
+    scene.heal();
     for caller in callers {
         caller.join().unwrap();
     }
     let took = began.elapsed();
     let mut history = std::mem::take(&mut *history.lock().unwrap_or_else(PoisonError::into_inner));
-    history.check_end(plan.tasks, &stage.listed_tasks());
+    history.check_end(&scene.access().listed_tasks());
     Report {
         faults: BTreeMap::new(),
         succeeded: history.succeeded(),
