@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Cluster, Ran, docker, evenkeel, run, try_run};
+use e2e::{Cluster, Ran, docker, evenkeel, evenkeel_binary, run, try_run, without_own_variables};
 use serde_json::Value;
 use std::{
     fs,
@@ -105,6 +105,71 @@ fn a_cluster_that_is_up_is_well_until_its_token_can_be_read_by_others_and_the_co
     fs::write(&token, "ek_0123456789012345678901234567890123456789012\n").unwrap();
     let finding = failure(&doctor(), "token");
     assert!(text(&finding, "what").contains("does not take the token"), "{finding}");
+}
+
+/// Does what the failure of the master says, as it is printed.
+fn mend_master(cluster: &Cluster) -> Ran {
+    let finding = failure(&cluster.try_evenkeel(&["doctor", "-o", "json"]), "master");
+    let path =
+        format!("{}:{}", evenkeel_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", text(&finding, "mend")]).env("PATH", path);
+    let ran = try_run(without_own_variables(&mut shell), "");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    ran
+}
+
+/// One task that has ended and one that runs; killed; mended; both are there, and the second ends.
+fn a_master_comes_back_with_its_tasks(cluster: &Cluster, kill: impl FnOnce()) -> Ran {
+    let ended = cluster.submit(&["fib", "20"]);
+    cluster.wait_for_task(&ended, "succeeded", 30);
+    let runs = cluster.submit(&["burn", "3000"]);
+    cluster.wait_for_task(&runs, "running", 30);
+    let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.text("id").to_owned()).collect();
+    kill();
+    let ran = mend_master(cluster);
+    assert_eq!(cluster.task(&ended)["result"]["value"], "6765", "{ran:?}");
+    let task = cluster.wait_for_task(&runs, "succeeded", 60);
+    assert_eq!(task["attempt"], 1, "it went on where it ran: {task}");
+    let seen: Vec<_> =
+        cluster.wait_for_ready(nodes.len(), 30).iter().map(|it| it.text("id").to_owned()).collect();
+    assert_eq!(seen, nodes, "the same nodes");
+    assert_eq!(cluster.try_evenkeel(&["doctor", "-o", "json"]).code, 0);
+    ran
+}
+
+#[test]
+fn a_dead_master_of_processes_is_started_again_by_what_is_printed_and_has_its_tasks() {
+    let cluster = Cluster::up_processes(&["--nodes", "1"]);
+    let kill = |of: &str| {
+        run(Command::new("kill").args(["-9", &cluster.pid_of(&format!("evenkeel-{}-{of}", cluster.name))]))
+    };
+    a_master_comes_back_with_its_tasks(&cluster, || drop(kill("master")));
+    // Docker answers here too, and got no second cluster of this name.
+    assert_eq!(cluster.containers("master"), [""; 0]);
+    assert_eq!(cluster.containers("node"), [""; 0]);
+    let ran = cluster.try_evenkeel(&["up", "--detach"]);
+    assert!(ran.code == 2 && ran.stderr.contains("is up already"), "{ran:?}");
+    let ran = cluster.try_evenkeel(&["up", "--detach", "--runtime", "docker"]);
+    assert!(ran.code == 2 && ran.stderr.contains("made of processes"), "{ran:?}");
+
+    kill("manager");
+    a_master_comes_back_with_its_tasks(&cluster, || drop(kill("master")));
+    cluster.evenkeel(&["node-manager", "scale", "2"]);
+    cluster.wait_for_ready(2, 30);
+}
+
+#[test]
+fn a_dead_master_in_a_container_is_started_again_by_what_is_printed_and_has_its_tasks() {
+    let cluster = Cluster::up(&["--nodes", "1", "--tls", "auto"]);
+    let kill = |of: &str| docker(&["kill", &format!("evenkeel-{}-{of}", cluster.name)]);
+    let of = |role: &str| docker(&["inspect", "-f", "{{.Id}}", &cluster.containers(role)[0]]);
+    let master = of("master");
+    kill("manager");
+    a_master_comes_back_with_its_tasks(&cluster, || drop(kill("master")));
+    assert_eq!(of("master"), master, "the same container");
+    cluster.evenkeel(&["node-manager", "scale", "2"]);
+    cluster.wait_for_ready(2, 60);
 }
 
 /// A small file system of its own.

@@ -338,7 +338,7 @@ pub trait Engine: Send + Sync {
     /// Makes a container without starting it; its id.
     fn create<'a>(&'a self, spec: &'a ContainerSpec) -> BoxFuture<'a, Outcome<String>>;
 
-    /// Starts it. `stdin` is written to its standard input, followed by a line feed and the end of file;
+    /// Starts it, also again after it has ended; one that runs is fine. `stdin` is written to its standard input, followed by a line feed and the end of file;
     /// it is seen nowhere else. Only for a container made with `takes_stdin`.
     fn start<'a>(&'a self, id: &'a str, stdin: Option<Stdin>) -> BoxFuture<'a, Outcome<()>>;
 

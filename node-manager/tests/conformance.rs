@@ -99,6 +99,7 @@ impl Suite<'_> {
         self.names_are_unique().await;
         self.a_secret_arrives_on_standard_input_and_nowhere_else().await;
         self.ends_leave_evidence().await;
+        self.what_has_ended_starts_again_and_what_runs_does_not().await;
         self.stop_is_gentle_and_kill_is_not().await;
         self.events_tell_what_happens().await;
         self.logs_are_read_from_the_end_and_followed_to_the_end().await;
@@ -146,6 +147,23 @@ impl Suite<'_> {
         assert_eq!((exit.code, exit.oom_killed), (Some(7), false));
         self.engine.kill(&id).await.unwrap();
         self.engine.stop(&id, Duration::from_secs(1)).await.unwrap();
+        self.engine.remove(&id).await.unwrap();
+    }
+
+    async fn what_has_ended_starts_again_and_what_runs_does_not(&self) {
+        let id = self.start("a", &["serve"]).await;
+        self.wait_for_log(&id, "ready").await;
+        self.engine.start(&id, None).await.unwrap();
+        self.engine.kill(&id).await.unwrap();
+        assert_eq!(self.wait_for_exit("a").await.code, Some(137), "the second start was none");
+        self.engine.start(&id, None).await.unwrap();
+        let found = listed(self.engine, self.cluster, &self.name("a")).await.unwrap();
+        assert_eq!((found.id.as_str(), found.state), (id.as_str(), State::Running));
+        // Docker's log has both lives.
+        let lives = if self.engine.is_isolated() { 2 } else { 1 };
+        self.wait_for_log(&id, &"ready\n".repeat(lives)).await;
+        self.engine.stop(&id, Duration::from_secs(20)).await.unwrap();
+        assert_eq!(self.wait_for_exit("a").await.code, Some(0), "how the second life ended");
         self.engine.remove(&id).await.unwrap();
     }
 

@@ -161,6 +161,7 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
         cgroup_parent: args.cgroup_parent,
         tls: args.tls == TlsArg::Auto,
         detach: args.detach,
+        again: true,
     };
     if !args.listen.ip().is_loopback() && !wish.tls {
         output::say(format_args!(
@@ -178,7 +179,7 @@ pub(crate) async fn up(global: &Global, args: UpArgs, shutdown: &Shutdown) -> Re
     output::data(format_args!("token:   {}", state.file(ADMIN_TOKEN_FILE).display()))?;
     let flag = global.flags();
     output::say(format_args!("cluster {} is up; try: evenkeel submit{flag} fib 40", global.cluster));
-    if args.detach {
+    if cluster.stays {
         output::say(format_args!("take it down by: evenkeel down{flag}"));
         cluster.leave().await;
         return Ok(());

@@ -2,35 +2,35 @@
 //!
 //! - [`runtime`]: containers or processes; [`sizes`]: how many nodes and how large; [`specs`]: the containers
 //!   beside the nodes; `checks`: what is refused before anything is made; [`owner`]: the `up` in the foreground;
+//! - `again`: what is there already, and a master that is started again; `manager`: the node-manager; `waiting`:
+//!   until all is ready;
 //! - [`Cluster::bring_up`], [`Cluster::take_down`]: the two ends.
 //!
-//! What holds: what bringing up has made is gone again when it fails or is interrupted.
+//! What holds: what bringing up has made is gone again when it fails or is interrupted; what was there before stays.
 
+mod again;
 pub(crate) mod checks;
+mod manager;
 pub(crate) mod owner;
 pub(crate) mod runtime;
 pub(crate) mod sizes;
 pub(crate) mod specs;
+mod waiting;
 
 use crate::{
     commands::manager::{client_with, image_reference, prune},
     exit::Failure,
     output,
 };
+use again::There;
 use client::{Client, Fingerprint, Trust};
-use futures_util::StreamExt;
 use node_manager::{
     docker::network::NetworkWish,
-    engine::{ContainerSpec, Engine, EngineError, Filter, Listed, Role, Stdin},
-    template::Surroundings,
+    engine::{ContainerSpec, Engine, EngineError, Listed, Stdin},
     verbs,
 };
 use pool::State;
-use protocol::{
-    auth::{Scope, TokenRequest},
-    node::NodeStatus,
-    pool::{Mount, Template},
-};
+use protocol::pool::{Mount, Template};
 use runtime::{Runtime, RuntimeArg};
 use service::{
     Secret,
@@ -42,7 +42,6 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
@@ -51,21 +50,6 @@ use tokio::task::JoinHandle;
 const POOL: &str = "default";
 /// How often something is looked at that is to become ready.
 const LOOK: Duration = Duration::from_millis(100);
-/// The master is ready within this, or something is wrong.
-const MASTER_WITHIN: Duration = Duration::from_secs(60);
-/// The nodes are ready within this, and [`EACH_NODE_WITHIN`] for each.
-const NODES_WITHIN: Duration = Duration::from_secs(60);
-const EACH_NODE_WITHIN: Duration = Duration::from_secs(2);
-/// A manager inside `up` ends within this.
-const MANAGER_ENDS_WITHIN: Duration = Duration::from_secs(15);
-/// What the manager says is wrong is given so long to go away by itself.
-const TROUBLE_FOR: Duration = Duration::from_secs(5);
-/// How often the manager is looked at.
-const TROUBLE_LOOK: Duration = Duration::from_secs(1);
-/// Lines of a log that are shown when something does not become ready.
-const TAIL_LINES: u32 = 15;
-/// Logs of more nodes than these say nothing new.
-const TAIL_NODES: usize = 2;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -102,6 +86,9 @@ pub(crate) struct Wish {
     pub tls: bool,
     /// Whether the cluster stays when this process ends.
     pub detach: bool,
+    /// Whether a cluster that lives, and only its master does not, gets that again; else it is refused as any
+    /// that is there already.
+    pub again: bool,
 }
 
 impl Wish {
@@ -124,6 +111,7 @@ impl Wish {
             cgroup_parent: None,
             tls: false,
             detach: false,
+            again: false,
         }
     }
 }
@@ -138,6 +126,8 @@ pub(crate) struct Cluster {
     pub client: Client,
     /// Whom to trust, where the master speaks TLS.
     trust: Option<Trust>,
+    /// Whether it stays when this process ends.
+    pub stays: bool,
     runtime: Runtime,
     state: StateDir,
     manager: Option<(CancellationToken, JoinHandle<Result<(), node_manager::Error>>)>,
@@ -155,8 +145,14 @@ impl Cluster {
         interrupted: &CancellationToken,
     ) -> Result<Self, Failure> {
         service::state::check_cluster(&wish.cluster)?;
-        let runtime = runtime::choose(wish.runtime, state).await?;
-        refuse_second(&runtime, &wish.cluster, state).await?;
+        let runtime = runtime::of_up(wish.runtime, &wish.cluster, state).await?;
+        match again::look(&runtime, &wish.cluster, state).await? {
+            There::Ended(left) => again::clear(runtime.engine().as_ref(), left).await?,
+            There::Headless(rest) if wish.again => {
+                return again::start_master(wish, runtime, state, *rest, interrupted).await;
+            }
+            There::Up | There::Headless(_) => return Err(up_already(&wish.cluster)),
+        }
         refuse_taken_address(wish.listen)?;
         checks::refuse_impossible(wish, &runtime).await?;
         state.create()?;
@@ -172,6 +168,7 @@ impl Cluster {
             runtime,
             state: state.clone(),
             manager: None,
+            stays: wish.detach,
         };
         let made = tokio::select! {
             made = Box::pin(cluster.make(wish)) => made,
@@ -262,53 +259,6 @@ impl Cluster {
         Ok(Some(specs::Place { cluster, image, network, way_out, cgroup_parent }))
     }
 
-    async fn start_manager(&mut self, wish: &Wish, place: Option<&specs::Place>) -> Result<(), Failure> {
-        let token = self.manager_token().await?;
-        let engine = self.runtime.engine();
-        let scheme = if wish.tls { "https" } else { "http" };
-        let inside = format!("{scheme}://{}:{}", specs::master_name(&self.name), specs::MASTER_PORT);
-        let allow_mounts: Vec<PathBuf> =
-            wish.mounts.iter().map(|mount| mount.source.clone().into()).collect();
-        let mut spec = match place {
-            None => specs::manager_process(&self.name, self.state.path(), &self.url),
-            Some(place) if wish.detach => {
-                specs::manager_container(place, &inside, &allow_mounts).map_err(Failure::Usage)?
-            }
-            Some(place) => {
-                let surroundings = Surroundings {
-                    cluster: self.name.clone(),
-                    pool: POOL.to_owned(),
-                    image: place.image.clone(),
-                    node_master: inside,
-                    network: Some(place.network.clone()),
-                    internal_network: wish.isolate,
-                    cgroup_parent: place.cgroup_parent.clone(),
-                    allow_mounts,
-                    default_cpus: None,
-                    default_memory_bytes: None,
-                    isolated: true,
-                };
-                let config = node_manager::Config {
-                    engine,
-                    master: Arc::new(client_with(&self.url, token.expose(), self.trust.clone())?),
-                    trust: self.trust.as_ref().map(Trust::to_text),
-                    surroundings,
-                    drain_deadline: None,
-                    remove_on_exit: false,
-                };
-                let stop = CancellationToken::new();
-                let running = tokio::spawn(Box::pin(node_manager::run(config, stop.clone())));
-                self.manager = Some((stop, running));
-                return Ok(());
-            }
-        };
-        if let Some(Trust::Certificates(pem)) = &self.trust {
-            // No secret, so it may be seen among the arguments.
-            spec.args.extend(["--ca".to_owned(), Fingerprint::of_pem(pem)?.to_string()]);
-        }
-        start(engine.as_ref(), &spec, Some(Stdin(token.expose().to_owned()))).await.map(drop)
-    }
-
     /// Takes the CA out of the master's own state, by the runtime and not by the network, keeps it in the state
     /// directory and trusts it from now on; the file.
     async fn take_ca(&mut self, master: &str) -> Result<PathBuf, Failure> {
@@ -331,150 +281,12 @@ impl Cluster {
         Ok(self.state.file(CA_FILE))
     }
 
-    /// Gives up on a master that has ended, or takes too long; `last` says what it is waited for.
-    async fn check_master(&self, began: Instant, last: &str) -> Result<(), Failure> {
-        let name = specs::master_name(&self.name);
-        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
-        let ended = listed.iter().any(|it| it.name == name && has_ended(it));
-        if !ended && began.elapsed() <= MASTER_WITHIN {
-            return Ok(());
-        }
-        let why = if ended { "it has ended" } else { last };
-        let tail = self.tail(&name).await;
-        Err(Failure::Other(format!("the master does not become ready: {why}\n{tail}")))
-    }
-
-    async fn manager_token(&self) -> Result<Secret, Failure> {
-        let request = TokenRequest {
-            scopes: vec![Scope::Manager, Scope::Operate, Scope::Read],
-            ttl_ms: None,
-            single_use: false,
-            node_name: None,
-            note: "manager of the pool default, made by up".to_owned(),
-        };
-        Ok(Secret::new(self.client.create_token(&request).await?.token))
-    }
-
-    async fn wait_for_master(&self) -> Result<(), Failure> {
-        let began = Instant::now();
-        loop {
-            let last = match self.client.readyz().await {
-                Ok(()) => break,
-                Err(error) => error,
-            };
-            self.check_master(began, &last.to_string()).await?;
-            tokio::time::sleep(LOOK).await;
-        }
-        match self.client.status().await {
-            Err(error) if error.status() == Some(401) => Err(Failure::Other(format!(
-                "the master does not take the token of {}: its state is of an earlier cluster; `evenkeel down` removes that",
-                self.state.path().display()
-            ))),
-            other => Ok(other.map(drop)?),
-        }
-    }
-
-    async fn wait_for_nodes(&mut self, wanted: u32) -> Result<(), Failure> {
-        let (began, within) = (Instant::now(), NODES_WITHIN + EACH_NODE_WITHIN * wanted);
-        let (mut most_ready, mut looked, mut trouble_since) = (0, Instant::now(), None::<Instant>);
-        loop {
-            let nodes = self.client.nodes().await?.items;
-            let ready =
-                nodes.iter().filter(|node| node.pool == POOL && node.status == NodeStatus::Ready).count();
-            if ready >= wanted as usize {
-                return Ok(());
-            }
-            if let Some((_, manager)) = self.manager.as_mut().filter(|(_, manager)| manager.is_finished()) {
-                let ended = manager.await.map_err(|error| Failure::Other(error.to_string()))?;
-                self.manager = None;
-                ended?;
-                return Err(Failure::Other("the node-manager ended by itself".to_owned()));
-            }
-            if ready > most_ready {
-                (most_ready, trouble_since) = (ready, None);
-            }
-            if looked.elapsed() >= TROUBLE_LOOK {
-                looked = Instant::now();
-                let in_trouble = self.is_in_trouble().await?;
-                trouble_since = in_trouble.then(|| trouble_since.unwrap_or(looked));
-            }
-            if began.elapsed() > within || trouble_since.is_some_and(|since| since.elapsed() > TROUBLE_FOR) {
-                return Err(self.why_no_nodes(ready, wanted).await);
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Whether the manager says that something is wrong, or has ended.
-    async fn is_in_trouble(&self) -> Result<bool, Failure> {
-        let view = self.client.pool(POOL).await?;
-        if view.manager.is_some_and(|manager| !manager.trouble.is_empty()) {
-            return Ok(true);
-        }
-        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await?;
-        Ok(listed.iter().any(|it| it.role == Role::Manager && has_ended(it)))
-    }
-
-    /// Shows the ends of the logs, and returns the reason, which is thus said last.
-    async fn why_no_nodes(&self, ready: usize, wanted: u32) -> Failure {
-        let nodes = output::counted(wanted.into(), "node");
-        let mut text = format!("only {ready} of {nodes} became ready");
-        if let Ok(view) = self.client.pool(POOL).await {
-            match view.manager.map(|manager| manager.trouble) {
-                Some(trouble) if trouble.is_empty() => {}
-                Some(trouble) => text.push_str(&format!("; the manager says: {trouble}")),
-                None => text.push_str("; no manager keeps the pool"),
-            }
-        }
-        let listed = self.runtime.engine().list(&Filter::cluster(&self.name)).await.unwrap_or_default();
-        let managers = listed.iter().filter(|it| it.role == Role::Manager);
-        let nodes = listed.iter().filter(|it| it.role == Role::Node).take(TAIL_NODES);
-        for listed in managers.chain(nodes) {
-            output::say(self.tail(&listed.name).await);
-        }
-        Failure::Other(text)
-    }
-
-    /// The end of a log, for messages.
-    async fn tail(&self, name: &str) -> String {
-        let engine = self.runtime.engine();
-        let Ok(mut parts) = verbs::logs(engine.as_ref(), &self.name, name, false, Some(TAIL_LINES)).await
-        else {
-            return format!("({name} has no log)");
-        };
-        let mut text = Vec::new();
-        while let Ok(Some(Ok(part))) = tokio::time::timeout(Duration::from_secs(5), parts.next()).await {
-            text.extend_from_slice(&part);
-        }
-        format!("--- {name} wrote last:\n{}", String::from_utf8_lossy(&text).trim_end())
-    }
-
-    /// Waits until the manager inside this process ends, which it does only when something is wrong; without
-    /// one, for ever.
-    pub(crate) async fn manager_ended(&mut self) -> Failure {
-        let Some((_, manager)) = self.manager.as_mut() else { return std::future::pending().await };
-        let ended = manager.await;
-        self.manager = None;
-        match ended {
-            Ok(Ok(())) => Failure::Other("the node-manager ended by itself".to_owned()),
-            Ok(Err(error)) => error.into(),
-            Err(error) => Failure::Other(error.to_string()),
-        }
-    }
-
     /// Lets go of the cluster without taking it down. A manager inside this process ends; the nodes stay.
     pub(crate) async fn leave(mut self) {
         self.stop_manager().await;
-        // What stays behind is only the note of a process that will be gone.
-        let _ = owner::forget(&self.state);
-    }
-
-    async fn stop_manager(&mut self) {
-        if let Some((stop, manager)) = self.manager.take() {
-            stop.cancel();
-            if tokio::time::timeout(MANAGER_ENDS_WITHIN, manager).await.is_err() {
-                output::say("the node-manager did not end in time");
-            }
+        if owner::living(&self.state).is_none() {
+            // What stays behind is only the note of a process that will be gone.
+            let _ = owner::forget(&self.state);
         }
     }
 
@@ -539,21 +351,10 @@ fn refuse_taken_address(listen: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-/// A cluster that is up is not brought up again. What is left of one that has ended (after a restart of the
-/// host, say) makes room: containers are replaced, never restarted; the state stays.
-async fn refuse_second(runtime: &Runtime, cluster: &str, state: &StateDir) -> Result<(), Failure> {
-    let engine = runtime.engine();
-    let listed = engine.list(&Filter::cluster(cluster)).await?;
-    let living = !listed.iter().all(has_ended);
-    if living || owner::living(state).is_some() {
-        return Err(Failure::Usage(format!(
-            "cluster {cluster} is up already; use it, take it down by `evenkeel down --cluster {cluster}`, or choose another name by --cluster"
-        )));
-    }
-    for it in listed {
-        engine.remove(&it.id).await?;
-    }
-    Ok(())
+fn up_already(cluster: &str) -> Failure {
+    Failure::Usage(format!(
+        "cluster {cluster} is up already; use it, take it down by `evenkeel down --cluster {cluster}`, or choose another name by --cluster"
+    ))
 }
 
 /// Removes what only a cluster that is up has in its state directory, and the directory if nothing else is

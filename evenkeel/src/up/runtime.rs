@@ -86,6 +86,28 @@ pub(crate) async fn of_cluster(asked: RuntimeArg, state: &StateDir) -> Result<Ru
     choose(noted, state).await
 }
 
+/// The runtime of a cluster that is to come up: one that was not taken down stays what it is, also where only
+/// its tasks are left.
+///
+/// # Errors
+/// As [`choose`]; or another one is asked for.
+pub(crate) async fn of_up(asked: RuntimeArg, cluster: &str, state: &StateDir) -> Result<Runtime, Failure> {
+    let Some(noted) = noted(state).filter(|&noted| noted != RuntimeArg::Auto) else {
+        return choose(asked, state).await;
+    };
+    let made_of = if noted == RuntimeArg::Docker { "containers" } else { "processes of this host" };
+    if asked == RuntimeArg::Auto {
+        crate::output::say(format_args!(
+            "runtime: {made_of}, because that is what cluster {cluster} is made of"
+        ));
+    } else if asked != noted {
+        return Err(Failure::Usage(format!(
+            "cluster {cluster} is there already, and made of {made_of}; leave --runtime out, take it down by `evenkeel down --cluster {cluster}`, or choose another name by --cluster"
+        )));
+    }
+    choose(noted, state).await
+}
+
 /// What `up` noted down.
 pub(crate) fn noted(state: &StateDir) -> Option<RuntimeArg> {
     let text = fs::read_to_string(state.file(RUNTIME_FILE)).ok()?;

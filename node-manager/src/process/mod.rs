@@ -118,7 +118,7 @@ impl ProcessEngine {
 
     async fn start_one(&self, id: &str, stdin: Option<Stdin>) -> Outcome<()> {
         let mut record = self.record(id)?;
-        if record.life.is_some() {
+        if !matches!(self.state(&record).0, pool::State::Created | pool::State::Exited(_)) {
             return Ok(());
         }
         let what = format!("starting {}", record.name);
@@ -141,7 +141,7 @@ impl ProcessEngine {
             let status = child.wait().await.map_err(|error| failed(&what, &error))?;
             return Err(EngineError::Failed { what, reason: format!("it ended at once ({status})") });
         };
-        record.life = Some(Life { identity, started_ms: now_ms() });
+        (record.life, record.exit) = (Some(Life { identity, started_ms: now_ms() }), None);
         self.records.write(&record).map_err(|error| failed(&what, &error))?;
         self.tell(Event::Started { name: record.name.clone() });
         self.watch(record, child);

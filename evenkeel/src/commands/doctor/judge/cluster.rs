@@ -46,19 +46,9 @@ pub(super) fn master(facts: &Facts) -> Finding {
             CHECK,
             why.clone(),
             "nothing can be submitted; nodes go on with what they have",
-            start_again(facts),
+            // Never a `down`, which forgets what was accepted.
+            format!("evenkeel up{flags} --detach"),
         ),
-    }
-}
-
-/// Never a `down`, which forgets what was accepted.
-fn start_again(facts: &Facts) -> String {
-    let ours = facts.docker.daemon.iter().flat_map(|daemon| &daemon.containers);
-    let lives = ours.filter(|container| container.cluster == facts.cluster).any(|it| !it.has_ended);
-    match facts.runtime {
-        // `up` would say that the cluster is up already.
-        Some(RuntimeArg::Docker) if lives => format!("docker start {}", master_name(&facts.cluster)),
-        _ => format!("evenkeel up{} --detach", facts.flags),
     }
 }
 

@@ -418,7 +418,7 @@ fn a_master_that_should_be_there_and_is_not_is_a_failure() {
         facts.master.lives = Err("no connection to the master".to_owned());
         facts.token.at_master = TokenAtMaster::NotAsked;
     });
-    expect(&finding, "master", Verdict::Failure, "no connection", "docker start evenkeel-default-master");
+    expect(&finding, "master", Verdict::Failure, "no connection", "evenkeel up --detach");
     let finding = only(|facts| facts.master.ready = Err("the store refuses".to_owned()));
     expect(
         &finding,
