@@ -3,9 +3,11 @@
 //!
 //! A tour: [`stage`] holds the processes of one cluster, [`faults`] picks from a seed what happens to them when,
 //! [`caller`] is one client, which writes down what it asked and was told, and [`history`] says whether that may
-//! be. [`run`] plays it all.
+//! be. [`run`] plays it all. [`containers`] holds a cluster whose network is cut, and [`cuts::run`] plays that.
 
 pub mod caller;
+pub mod containers;
+pub mod cuts;
 pub mod faults;
 pub mod history;
 pub mod stage;
@@ -49,6 +51,8 @@ pub struct Plan {
 pub struct Report {
     /// How often each fault happened, by name.
     pub faults: BTreeMap<String, u32>,
+    /// What followed from some of them, and how soon.
+    pub seen: Vec<String>,
     /// Tasks that the clients know to have ended `succeeded`, each once.
     pub succeeded: u32,
     /// Most attempts that one of them took.
@@ -66,6 +70,7 @@ impl fmt::Display for Report {
         let faults: Vec<String> =
             self.faults.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
         writeln!(f, "faults: {}", faults.join(", "))?;
+        self.seen.iter().try_for_each(|seen| writeln!(f, "  {seen}"))?;
         writeln!(
             f,
             "tasks succeeded with one result: {} in {:.1} s; most attempts of one: {}; requests repeated: {}",
@@ -175,6 +180,7 @@ pub fn play<S: Scene>(
     history.check_end(&scene.access().listed_tasks());
     Report {
         faults: BTreeMap::new(),
+        seen: Vec::new(),
         succeeded: history.succeeded(),
         most_attempts: history.most_attempts(),
         repeated: history.repeated,
