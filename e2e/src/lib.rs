@@ -3,7 +3,8 @@
 //!
 //! The tests stand where a user stands: they run the `evenkeel` binary and `docker`, and look at what comes
 //! out. Nothing of the product is linked in. [`Cluster`] is what `evenkeel up` makes; [`Masters`] are started one by one,
-//! and may be several; [`chaos`] breaks things at random and watches what clients see.
+//! and may be several; [`chaos`] breaks things at random and watches what clients see; [`power`] is a disk whose power it
+//! cuts.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,6 +22,7 @@ pub mod images;
 pub mod manager;
 pub mod masters;
 pub mod postgres;
+pub mod power;
 pub mod program;
 
 pub use access::Access;

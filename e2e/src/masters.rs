@@ -78,14 +78,22 @@ impl Masters {
     /// If their database does not come up.
     #[must_use]
     pub fn prepare(ground: Ground, lease: &str, arguments: &[&str]) -> Self {
-        let (count, postgres) = match ground {
-            Ground::Sqlite => (1, None),
-            Ground::Postgres(masters) => {
-                let server = Postgres::start();
-                let database = server.database();
-                (masters, Some((server, database)))
-            }
-        };
+        match ground {
+            Ground::Sqlite => Self::prepare_on(None, 1, lease, arguments),
+            Ground::Postgres(masters) => Self::prepare_on(Some(Postgres::start()), masters, lease, arguments),
+        }
+    }
+
+    /// The same, so many of them on this server.
+    ///
+    /// # Panics
+    /// If there is no database to be had from it.
+    #[must_use]
+    pub fn prepare_on(server: Option<Postgres>, count: usize, lease: &str, arguments: &[&str]) -> Self {
+        let postgres = server.map(|server| {
+            let database = server.database();
+            (server, database)
+        });
         // Held until all are chosen, so that they differ.
         let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());

@@ -25,6 +25,8 @@ const ROLE: &str = "evenkeel";
 pub const PASSWORD: &str = "not-to-be-shown";
 /// What differs from a server's defaults.
 const SETTINGS: &str = "max_connections = 200\nshared_buffers = 32MB\nlog_min_messages = warning\n";
+/// Setting: before its recovery a server syncs the file system as a whole, and not each of its thousand files.
+pub const QUICK_RECOVERY: &str = "recovery_init_sync_method = syncfs";
 /// How long it may take to start or to end.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -47,7 +49,7 @@ impl Postgres {
     /// If it does not come up.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_at(None)
+        Self::start_with(&std::env::temp_dir(), None, "")
     }
 
     /// The same, on this address of the host too, for whoever has the password.
@@ -56,11 +58,24 @@ impl Postgres {
     /// If it does not come up.
     #[must_use]
     pub fn start_at(address: Option<IpAddr>) -> Self {
+        Self::start_with(&std::env::temp_dir(), address, "")
+    }
+
+    /// The same in a folder of its own below this one, with further settings.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn start_in(place: &Path, settings: &str) -> Self {
+        Self::start_with(place, None, settings)
+    }
+
+    fn start_with(place: &Path, address: Option<IpAddr>, settings: &str) -> Self {
         assert!(
             Path::new(PROGRAMS).exists(),
             "{PROGRAMS} is not there: run ./test, or install postgresql-15"
         );
-        let folder = tempfile::Builder::new().prefix("evenkeel-postgres-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix("evenkeel-postgres-").tempdir_in(place).unwrap();
         // The server refuses to run as root.
         let uid = match rustix::process::geteuid().as_raw() {
             0 => NOBODY,
@@ -77,8 +92,8 @@ impl Postgres {
         initdb.args(["--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256", "--username", ROLE]);
         initdb.args(["--encoding=UTF8", "--no-locale", "--pwfile"]).arg(password);
         run(initdb.arg("--pgdata").arg(server.path("data")));
-        let mut settings = File::options().append(true).open(server.path("data/postgresql.conf")).unwrap();
-        settings.write_all(SETTINGS.as_bytes()).unwrap();
+        let mut file = File::options().append(true).open(server.path("data/postgresql.conf")).unwrap();
+        writeln!(file, "{SETTINGS}{settings}").unwrap();
         let mut who = File::options().append(true).open(server.path("data/pg_hba.conf")).unwrap();
         writeln!(who, "host all all all scram-sha-256").unwrap();
         server.start_again();

@@ -3,7 +3,8 @@
 //!
 //! A tour: [`stage`] holds the processes of one cluster, [`faults`] picks from a seed what happens to them when,
 //! [`caller`] is one client, which writes down what it asked and was told, and [`history`] says whether that may
-//! be. [`run`] plays it all. [`containers`] holds a cluster whose network is cut, and [`cuts::run`] plays that.
+//! be. [`run`] plays it all; [`cut_power`] cuts the power instead. [`containers`] holds a cluster whose network is cut, and
+//! [`cuts::run`] plays that.
 
 pub mod caller;
 pub mod containers;
@@ -12,9 +13,10 @@ pub mod faults;
 pub mod history;
 pub mod stage;
 
-use crate::{Access, evenkeel_binary, masters::Ground};
+use crate::{Access, evenkeel_binary, masters::Ground, power::Disk};
 use faults::Faults;
 use history::History;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use stage::{Actor, Stage};
 use std::{
     collections::BTreeMap,
@@ -96,6 +98,30 @@ pub fn run(ground: Ground, plan: &Plan) -> Report {
         ControlFlow::Continue(())
     });
     report.faults = faults.played;
+    report
+}
+
+/// Plays it with the store on a disk whose power is cut so many times, at random instants; no new tasks come after the
+/// last cut.
+///
+/// # Panics
+/// If the cluster does not come up at all.
+#[must_use]
+pub fn cut_power(ground: Ground, plan: &Plan, cuts: u32) -> Report {
+    let mut disk = Disk::new();
+    let mut random = SmallRng::seed_from_u64(plan.seed);
+    let mut left = cuts;
+    let stage = Stage::raise_on(&disk, ground, plan.nodes);
+    let mut report = play(plan, stage, |stage| {
+        thread::sleep(random.random_range(Duration::ZERO..=plan.pause));
+        stage.cut_power(&mut disk, random.random());
+        left -= 1;
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    report.faults.insert("CutPower".to_owned(), cuts - left);
+    if left > 0 {
+        report.violations.push(format!("all tasks had ended {left} cuts too soon; give it more"));
+    }
     report
 }
 

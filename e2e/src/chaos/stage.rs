@@ -1,15 +1,23 @@
 //! Masters, a manager and its nodes, all processes of this host, and what can be done to them.
 
-use crate::{Masters, Program, evenkeel_binary, masters::Ground, program::send};
+use crate::{
+    Masters, Postgres, Program, evenkeel_binary, masters::Ground, postgres::QUICK_RECOVERY, power::Disk,
+    program::send,
+};
 use serde_json::Value;
 use std::{
     fs,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// Lease of masters that share a database.
 const LEASE: &str = "2s";
+
+/// How long a master goes on with a disk without power.
+const CUT_FOR: Duration = Duration::from_millis(200);
 
 /// Who can be killed and started again by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +82,34 @@ impl Stage {
         stage
     }
 
+    /// A master and so many nodes, all of them ready, with the store, be it a file or a server with all it has, on this
+    /// disk.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn raise_on(disk: &Disk, ground: Ground, nodes: usize) -> Self {
+        let masters = match ground {
+            Ground::Sqlite => {
+                let store = format!("sqlite:{}", disk.path().join("evenkeel.db").display());
+                Masters::prepare(ground, LEASE, &["--store", &store])
+            }
+            Ground::Postgres(masters) => Masters::prepare_on(
+                Some(Postgres::start_in(&disk.path(), QUICK_RECOVERY)),
+                masters,
+                LEASE,
+                &[],
+            ),
+        };
+        let mut stage = Self::of(masters);
+        stage.start_missing();
+        stage.wait_for_master();
+        stage.scale(nodes);
+        // Whoever makes a server does not sync it.
+        disk.sync();
+        stage
+    }
+
     /// A master on SQLite, without a manager.
     ///
     /// # Panics
@@ -87,7 +123,10 @@ impl Stage {
     }
 
     fn prepare(ground: Ground, master_arguments: &[&str]) -> Self {
-        let masters = Masters::prepare(ground, LEASE, master_arguments);
+        Self::of(Masters::prepare(ground, LEASE, master_arguments))
+    }
+
+    fn of(masters: Masters) -> Self {
         let manager = Program::new(masters.file("manager.log"));
         Self { manager, masters, manager_binary: evenkeel_binary() }
     }
@@ -123,6 +162,25 @@ impl Stage {
             server.kill();
             server.start_again();
         }
+    }
+
+    /// Cuts the power of the disk that the store is on: who has it open ends, the disk comes back, and they are started
+    /// again. Where the store is a server, masters end with it only if they are told to.
+    pub fn cut_power(&mut self, disk: &mut Disk, masters_too: bool) {
+        disk.cut();
+        // What is acknowledged from now on is not on the disk either way.
+        thread::sleep(CUT_FOR);
+        if masters_too || self.database().is_none() {
+            (0..self.count()).for_each(|at| self.kill(Actor::Master(at)));
+        }
+        if let Some(server) = self.database() {
+            server.kill();
+        }
+        disk.restore();
+        if let Some(server) = self.database() {
+            server.start_again();
+        }
+        self.start_missing();
     }
 
     /// Sends it a signal, as `STOP`.
