@@ -52,6 +52,14 @@ pub mod text {
     };
 }
 
+/// The arithmetic on what the kernel counts, without the kernel: a simulated node reports by the same figures.
+pub mod measure {
+    pub use super::{
+        obtained::{obtained_share, others_share},
+        window::{Span, Totals, Window},
+    };
+}
+
 pub use memory::OomCounter;
 pub use sampler::{Config, Reading, SAMPLE_INTERVAL_MS, Sampler};
 pub use tasks::{Running, Tasks};

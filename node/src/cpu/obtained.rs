@@ -22,7 +22,8 @@ const LEAST_SHARE: f64 = 0.05;
 /// A quota is given out by the period (100 ms as a rule), so that a span of 590 ms holds the use of 5 or 6
 /// of them: alone that would look like a loss of 15 %. Where the quota ran out in each period the container
 /// had all that it was entitled to, so what it used in the span is what was there to be had.
-pub(super) fn obtained_share(span: &Span, cores: f64) -> Option<f64> {
+#[must_use]
+pub fn obtained_share(span: &Span, cores: f64) -> Option<f64> {
     let wanted = span.run_ns.saturating_add(span.wait_ns);
     if wanted < LEAST_NS || span.busy_ns == 0 {
         return None;
@@ -43,7 +44,8 @@ pub(super) fn obtained_share(span: &Span, cores: f64) -> Option<f64> {
 
 /// o in a container of `cores`: `min((used − own) ÷ cores, h ÷ (h + 1))`, h = mean ready threads that are
 /// not ours, 0 … 1. Against h hogs a first task of ours still gets a fair share, however much they use.
-pub(super) fn others_share(span: &Span, cores: f64) -> f64 {
+#[must_use]
+pub fn others_share(span: &Span, cores: f64) -> f64 {
     let others = share(span.used_ns.saturating_sub(span.own_ns), span.at_ns);
     let hogs = share(span.foreign_ns, span.at_ns);
     (others / cores).min(hogs / (hogs + 1.0)).clamp(0.0, 1.0)

@@ -12,34 +12,34 @@ const MOST: usize = 32;
 
 /// Sums since some start, at one moment. All but `at_ns` may stand still, none may go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
+pub struct Totals {
     /// Monotonic time.
-    pub(super) at_ns: u64,
+    pub at_ns: u64,
     /// CPU time of everything in the container.
-    pub(super) used_ns: u64,
+    pub used_ns: u64,
     /// CPU time of the node's process tree, exited children included.
-    pub(super) own_ns: u64,
+    pub own_ns: u64,
     /// CPU time of others on the host, where the node is a process of a host; else 0.
-    pub(super) host_others_ns: u64,
+    pub host_others_ns: u64,
     /// CPU time of our tasks by the clocks of whole processes: what [`Self::run_ns`] misses of threads
     /// that lived and died between two looks.
-    pub(super) task_cpu_ns: u64,
+    pub task_cpu_ns: u64,
     /// Run time of the threads of our tasks.
-    pub(super) run_ns: u64,
+    pub run_ns: u64,
     /// Wait time of the threads of our tasks.
-    pub(super) wait_ns: u64,
+    pub wait_ns: u64,
     /// Time with at least one task that is not `sleep`.
-    pub(super) busy_ns: u64,
+    pub busy_ns: u64,
     /// Run and wait time of the threads in the container that are not ours.
-    pub(super) foreign_ns: u64,
+    pub foreign_ns: u64,
     /// CFS periods.
-    pub(super) periods: u64,
+    pub periods: u64,
     /// CFS periods in which the container was throttled.
-    pub(super) throttled: u64,
+    pub throttled: u64,
 }
 
 /// The difference of two [`Totals`]; `at_ns` is the length of the span.
-pub(super) type Span = Totals;
+pub type Span = Totals;
 
 impl Totals {
     /// Whether a counter of the kernel went back since `earlier`: it was set to 0, or wrapped.
@@ -69,15 +69,15 @@ impl Totals {
 }
 
 /// The last second of sums.
-#[derive(Debug, Default)]
-pub(super) struct Window {
+#[derive(Clone, Debug, Default)]
+pub struct Window {
     moments: VecDeque<Totals>,
 }
 
 impl Window {
     /// Adds a moment. If a counter of the kernel went back the window starts anew; a moment that is not
     /// later than the last one is ignored.
-    pub(super) fn push(&mut self, totals: Totals) {
+    pub fn push(&mut self, totals: Totals) {
         if let Some(last) = self.moments.back() {
             if totals.went_back(last) {
                 self.moments.clear();
@@ -100,7 +100,7 @@ impl Window {
 
     /// What happened over the longest span up to now that is no longer than a second, or over the time
     /// between the last two moments if that was longer. `None` until 500 ms are covered.
-    pub(super) fn span(&self) -> Option<Span> {
+    pub fn span(&self) -> Option<Span> {
         let last = self.moments.back()?;
         let age = |moment: &Totals| last.at_ns - moment.at_ns;
         let within = self.moments.iter().find(|moment| age(moment) <= LONGEST_NS);

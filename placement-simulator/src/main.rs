@@ -1,0 +1,93 @@
+//! Runs the settings, prints the tables, and writes them with the plots into a folder.
+
+use clap::Parser;
+use placement_simulator::{catalogue, contenders, many, plots, scenario::Scenario, table};
+use std::{error::Error, fs, num::NonZero, path::PathBuf, process::ExitCode, thread, time::Instant};
+
+/// Simulates placement: the production scheduler beside its rivals.
+#[derive(Parser)]
+struct Arguments {
+    /// Seeds of each setting.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Only settings whose name begins so; may be given again. All if absent.
+    #[arg(long)]
+    scenario: Vec<String>,
+    /// Only who has this name; may be given again. All if absent.
+    #[arg(long)]
+    contender: Vec<String>,
+    /// Write `tables.md` and the plots into this folder.
+    #[arg(long)]
+    write: Option<PathBuf>,
+    /// How many cores; all if absent.
+    #[arg(long)]
+    threads: Option<NonZero<usize>>,
+    /// Print the names of settings and of who takes part, and do nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+#[allow(clippy::print_stdout, reason = "the tables are this program's data")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[allow(clippy::print_stderr, reason = "how far it is, for the person who waits")]
+fn progress(text: &str) {
+    eprintln!("{text}");
+}
+
+/// The settings that were asked for, with who takes part.
+fn plan(arguments: &Arguments) -> Vec<(Scenario, Vec<&'static str>)> {
+    let asked =
+        |wanted: &[String], is: &dyn Fn(&str) -> bool| wanted.is_empty() || wanted.iter().any(|one| is(one));
+    let scenarios = catalogue::all().into_iter();
+    scenarios
+        .filter(|scenario| asked(&arguments.scenario, &|prefix| scenario.name.starts_with(prefix)))
+        .map(|scenario| {
+            let mut names = catalogue::contenders_of(&scenario);
+            names.retain(|name| asked(&arguments.contender, &|wanted| *name == wanted));
+            (scenario, names)
+        })
+        .collect()
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    if arguments.list {
+        catalogue::all().iter().for_each(|scenario| say(&scenario.name));
+        contenders::ALL.iter().for_each(|contender| say(contender.name));
+        return Ok(());
+    }
+    let plan = plan(arguments);
+    if plan.iter().all(|(_, names)| names.is_empty()) {
+        return Err("nothing of that name; --list says what there is".into());
+    }
+    let threads = arguments.threads.map_or_else(thread::available_parallelism, Ok)?;
+    let started = Instant::now();
+    let results = many::run(&plan, arguments.seeds, threads, |scenario, seed| {
+        progress(&format!("{:>5} s: {scenario}, seed {seed}", started.elapsed().as_secs()));
+    });
+    let head = format!(
+        "{} seeds each. Slowdown: time from arrival to result ÷ the time alone on the largest node.\n",
+        arguments.seeds
+    );
+    let tables: Vec<_> = plan.iter().map(|(scenario, _)| table::setting(&results, scenario)).collect();
+    let text = format!("{head}\n{}\n{}", table::goals(&results), tables.join("\n"));
+    say(&text);
+    if let Some(folder) = &arguments.write {
+        fs::create_dir_all(folder)?;
+        fs::write(folder.join("tables.md"), &text)?;
+        plots::draw(&results, folder)?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress(&format!("placement-simulator: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
