@@ -9,7 +9,11 @@
 //! A rise of e counts at once, because work sent to a node that is taken suffers; a fall follows with
 //! time constant 1 s. With age a sample loses weight to the long mean: a node that was not heard of is
 //! unknown, not idle.
+//!
+//! That is the careful figure, for who gets work. How long a run will take is told from the [`Level`] of the
+//! same loss: careful at each moment would add up to a third too much over the seconds of a run.
 
+use crate::level::Level;
 use protocol::node::CpuSample;
 
 /// Time constant of a falling loss, in seconds.
@@ -31,6 +35,10 @@ pub struct Capacity {
     long_loss: f64,
     /// Of our threads, the part that they got with no more of them than cores: s of rule 3.
     share: f64,
+    /// The level of 1 − e.
+    left_level: Level,
+    /// The level of s.
+    share_level: Level,
     sampled_us: Option<u64>,
 }
 
@@ -43,7 +51,9 @@ impl Capacity {
     #[must_use]
     pub fn new(allotted_cores: f64, long_loss: f64) -> Self {
         let long_loss = long_loss.clamp(0.0, 1.0);
-        Self { allotted_cores, loss: long_loss, long_loss, share: 1.0, sampled_us: None }
+        let (left_level, share_level) = (Level::default(), Level::default());
+        let (loss, share, sampled_us) = (long_loss, 1.0, None);
+        Self { allotted_cores, loss, long_loss, share, left_level, share_level, sampled_us }
     }
 
     /// A sample arrived. `busy_cores` is the number of threads that our tasks there keep busy, by the ledger.
@@ -64,10 +74,12 @@ impl Capacity {
                 self.long_loss += weight(elapsed_s, LONG_TAU_S) * (loss - self.long_loss);
             }
         }
+        self.left_level.observe(now_us, 1.0 - loss);
         if let Some(obtained) = sample.obtained_share
             && busy_cores <= self.allotted_cores
         {
             self.share = obtained;
+            self.share_level.observe(now_us, obtained);
         }
         self.sampled_us = Some(now_us);
     }
@@ -106,8 +118,25 @@ impl Capacity {
     /// cores, 0.05 … 1; 1 if that was never measured, and towards 1 − ē as the measurement ages.
     #[must_use]
     pub fn thread_share(&self, now_us: u64) -> f64 {
+        self.aged(now_us, self.share)
+    }
+
+    /// What Ĉ is expected to be over the next seconds, in cores.
+    #[must_use]
+    pub fn expected_cores(&self, now_us: u64) -> f64 {
+        self.allotted_cores * self.aged(now_us, self.left_level.mean().unwrap_or(1.0 - self.loss))
+    }
+
+    /// What [`Capacity::thread_share`] is expected to be over the next seconds.
+    #[must_use]
+    pub fn expected_thread_share(&self, now_us: u64) -> f64 {
+        self.aged(now_us, self.share_level.mean().unwrap_or(self.share))
+    }
+
+    /// A part that is left to us, as of the last sample, with its age taken into account.
+    fn aged(&self, now_us: u64, left: f64) -> f64 {
         let fresh = self.freshness(now_us);
-        (self.share * fresh + (1.0 - self.long_loss) * (1.0 - fresh)).clamp(LEAST_SHARE, 1.0)
+        (left * fresh + (1.0 - self.long_loss) * (1.0 - fresh)).clamp(LEAST_SHARE, 1.0)
     }
 }
 
@@ -162,6 +191,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_expected_is_the_mean_while_what_is_careful_is_the_worst() {
+        let mut capacity = Capacity::new(1.0, 0.0);
+        for at in 0..20 {
+            // The hog and our thread on one CPU, and for a moment on two.
+            let obtained = if at % 5 == 0 { 0.5 } else { 0.3 };
+            capacity.observe(at * 500_000, &sample(1.0, Some(obtained), 0.5), 1.0);
+        }
+        let (careful, expected) = (capacity.effective_cores(9_500_000), capacity.expected_cores(9_500_000));
+        assert!((expected - 0.34).abs() < 0.01, "{expected}");
+        assert!(careful < 0.33 && careful >= 0.3, "{careful}");
+        let share = capacity.expected_thread_share(9_500_000);
+        assert!((share - 0.34).abs() < 0.01, "{share}");
+        // Not heard of for a minute: the long mean, whatever it was.
+        let unknown = 1.0 - capacity.long_loss();
+        assert!((capacity.expected_cores(69_500_000) - unknown).abs() < 0.001);
+    }
+
+    #[test]
     fn what_others_take_beside_an_idle_node_of_ours_counts_too() {
         let mut capacity = Capacity::new(1.0, 0.0);
         capacity.observe(500_000, &sample(1.0, None, 0.5), 0.0);
@@ -200,6 +247,9 @@ mod tests {
                 let allotted = capacity.allotted_cores();
                 prop_assert!(cores >= 0.05 * allotted - 1e-9 && cores <= allotted + 1e-9);
                 prop_assert!((0.05..=1.0).contains(&capacity.thread_share(at)));
+                let expected = capacity.expected_cores(at);
+                prop_assert!(expected >= 0.05 * allotted - 1e-9 && expected <= allotted + 1e-9);
+                prop_assert!((0.05..=1.0).contains(&capacity.expected_thread_share(at)));
             }
         }
     }

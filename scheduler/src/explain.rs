@@ -16,7 +16,7 @@ pub struct Decision {
     pub reason: &'static str,
     /// CPU time by estimate, in seconds; absent if the size was unknown.
     pub cpu_s: Option<f64>,
-    /// Running time that was predicted, in seconds.
+    /// Running time that was predicted, in seconds; the nodes were compared by more careful ones.
     pub run_s: Option<f64>,
     /// Who was looked at; the chosen one first, then by finish time.
     pub seen: Box<[Seen]>,
@@ -25,8 +25,13 @@ pub struct Decision {
 impl Decision {
     /// Of a hand-out to `seen[chosen]`.
     #[must_use]
-    pub fn of(reason: &'static str, cpu_s: Option<f64>, mut seen: Vec<Seen>, chosen: usize) -> Self {
-        let run_s = cpu_s.map(|_| seen[chosen].run_s);
+    pub fn of(
+        reason: &'static str,
+        cpu_s: Option<f64>,
+        run_s: Option<f64>,
+        mut seen: Vec<Seen>,
+        chosen: usize,
+    ) -> Self {
         seen.swap(0, chosen);
         seen[1..].sort_by(|one, other| one.finish_s().total_cmp(&other.finish_s()));
         seen.truncate(MOST_CANDIDATES);

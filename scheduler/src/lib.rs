@@ -11,8 +11,8 @@
 //!   [`record`]: what is written to the store and read back after a restart;
 //! - [`config`]: what it is told once; [`policy`]: how a node is chosen;
 //! - [`core`](mod@core): the state and `step`;
-//! - the rules of placement (docs/placement.md), each a module: [`capacity`] (what a node really has),
-//!   [`estimate`] (what a task costs), [`ledger`] (what is in flight), [`queue`] (who is next),
+//! - the rules of placement (docs/placement.md), each a module: [`capacity`] (what a node really has;
+//!   [`level`]: of a noisy figure, what it is on the whole), [`estimate`] (what a task costs), [`ledger`] (what is in flight), [`queue`] (who is next),
 //!   [`placement`] (where to), [`health`] (slow start and ejection), [`explain`];
 //! - [`task`]: the life of a task; [`node`]: the states and clocks of a node; [`idempotency`]: keys;
 //!   [`index`]: nodes found without looking at all; [`rates`]: events per second; [`retries`]: the
@@ -30,6 +30,7 @@ pub mod health;
 pub mod idempotency;
 pub mod index;
 pub mod ledger;
+pub mod level;
 pub mod logs;
 pub mod node;
 pub mod placement;

@@ -204,7 +204,7 @@ impl Node {
             || self.ledger.is_empty() && self.health.slots(self.slots(), now_us) > 0
     }
 
-    /// What it offers now.
+    /// What it offers now, taken carefully: for who gets work.
     #[must_use]
     pub fn offer(&self, now_us: u64) -> Offer {
         Offer {
@@ -212,6 +212,22 @@ impl Node {
             effective_cores: self.capacity.effective_cores(now_us),
             thread_share: self.capacity.thread_share(now_us),
         }
+    }
+
+    /// What it is expected to give over the next seconds: for how long a run takes.
+    #[must_use]
+    pub fn expected_offer(&self, now_us: u64) -> Offer {
+        Offer {
+            allotted_cores: self.capacity.allotted_cores(),
+            effective_cores: self.capacity.expected_cores(now_us),
+            thread_share: self.capacity.expected_thread_share(now_us),
+        }
+    }
+
+    /// Takes what ran until now off what is left of the runs in flight.
+    pub fn drain(&mut self, now_us: u64) {
+        let offer = self.expected_offer(now_us);
+        self.ledger.drain(now_us, &offer);
     }
 
     /// Whether tasks of this class could ever run here.

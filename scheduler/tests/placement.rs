@@ -196,6 +196,26 @@ fn a_hog_in_one_container_is_seen_and_predicted_and_the_others_are_not_disturbed
 }
 
 #[test]
+fn a_neighbour_that_takes_more_or_less_by_the_second_does_not_spoil_what_is_predicted() {
+    let mut cluster = Cluster::new(Policy::FinishTime, &[0.8]);
+    let mut sizes = BTreeMap::new();
+    let began_us = cluster.world.now_us;
+    while cluster.world.now_us < began_us + 120_000_000 {
+        while cluster.world.core.status(cluster.world.now()).queued < 2 {
+            sizes.insert(cluster.world.submit(fib(43)).0, cpu_s(43));
+        }
+        // As the kernel puts the neighbour on the CPU of our thread or on another one: 0.23 or 0.4 cores for us.
+        let hogs = if (cluster.world.now_us / 1_000_000).is_multiple_of(3) { 2.5 } else { 1.0 };
+        cluster.machines.get_mut(&node(1)).unwrap().hogs = hogs;
+        cluster.step(&sizes);
+    }
+    // The first is of unknown size, and when the second was sent the node had just begun to measure.
+    let settled: Vec<_> = cluster.ran.iter().filter_map(|ran| Some(ran.2? / ran.3)).skip(1).collect();
+    assert!(settled.len() > 15, "{settled:?}");
+    assert!(settled.iter().all(|ratio| (0.85..1.15).contains(ratio)), "{settled:?}");
+}
+
+#[test]
 fn a_hog_that_comes_while_a_task_runs_is_seen_in_what_is_left_of_it() {
     let mut cluster = Cluster::new(Policy::FinishTime, &[0.8]);
     let mut sizes = BTreeMap::new();

@@ -50,7 +50,7 @@ impl Core {
     pub(super) fn refresh(&mut self, now: Now, id: NodeId) {
         let Some(node) = self.nodes.get_mut(&id) else { return self.index.remove(id) };
         let offer = node.offer(now.mono_us);
-        node.ledger.drain(now.mono_us, &offer);
+        node.drain(now.mono_us);
         if let Some(class) = node.reserved
             && (self.queue.reserved(class) != Some(id) || node.status != NodeStatus::Ready)
         {
@@ -154,7 +154,10 @@ impl Core {
                     _ => "policy",
                 };
                 let taken = seen[chosen];
-                let decision = Decision::of(reason, known.then_some(estimate.cpu_s), seen, chosen);
+                let run_s = self.nodes.get(&taken.node).filter(|_| known).map(|node| {
+                    node.ledger.run_s(class.cores(), &estimate, &node.expected_offer(now.mono_us)).0
+                });
+                let decision = Decision::of(reason, known.then_some(estimate.cpu_s), run_s, seen, chosen);
                 self.hand_out(now, id, taken, decision, out);
                 true
             }
@@ -246,9 +249,8 @@ impl Core {
         let timeout_ms = live.record.spec.timeout_ms;
         self.arm_timeout(now, id, attempt.run, timeout_ms);
         let Some(node) = self.nodes.get_mut(&attempt.node) else { return };
-        let offer = node.offer(now.mono_us);
-        node.ledger.drain(now.mono_us, &offer);
-        let (_, rate) = node.ledger.run_s(class.cores(), &estimate, &offer);
+        node.drain(now.mono_us);
+        let (_, rate) = node.ledger.run_s(class.cores(), &estimate, &node.expected_offer(now.mono_us));
         let alone = class.alone.is_some();
         let slots = if alone { node.slots() } else { class.slots() };
         let needs = (class.cores(), slots, class.memory_bytes);

@@ -198,7 +198,7 @@ impl Core {
     fn view(&self, node: &Node, now: Now) -> NodeView {
         let registration = &node.record.registration;
         let mut ledger = node.ledger.clone();
-        ledger.drain(now.mono_us, &node.offer(now.mono_us));
+        ledger.drain(now.mono_us, &node.expected_offer(now.mono_us));
         let cpu = node.cpu.map(|(sample, at_us)| CpuView {
             sample: sample.into(),
             percent: sample.percent(),
@@ -266,12 +266,12 @@ impl Core {
         })
     }
 
-    /// What is left of a running task, in seconds, by what its node gave it so far and gives it now.
+    /// What is left of a running task, in seconds, by what its node gave it so far and is expected to give it.
     fn left_s(&self, live: &Live, now: Now) -> Option<f64> {
         let attempt = live.life.current()?;
         let node = self.nodes.get(&attempt.node)?;
         node.ledger.get(attempt.run).filter(|entry| entry.estimate.is_known())?;
-        let offer = node.offer(now.mono_us);
+        let offer = node.expected_offer(now.mono_us);
         let mut ledger = node.ledger.clone();
         ledger.drain(now.mono_us, &offer);
         ledger.left_s(attempt.run, &offer)

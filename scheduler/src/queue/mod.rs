@@ -281,7 +281,9 @@ impl Queue {
                 if other.priority < class.priority {
                     higher += flow.waiting.len() as u64;
                 } else if *whose == client {
-                    own += flow.waiting.range(..(item.order_us, task)).take(most).count() as u64;
+                    // Of two classes with equal keys the lower class is served first, whatever the tasks.
+                    let before = |at: &&(i64, TaskId)| (at.0, other, at.1) < (item.order_us, &class, task);
+                    own += flow.waiting.iter().take_while(before).take(most).count() as u64;
                 } else {
                     *others.entry(*whose).or_default() += flow.waiting.len() as u64;
                 }
