@@ -28,14 +28,14 @@ use std::{
 };
 
 const WARM_UP: Duration = Duration::from_secs(20);
-const WINDOW: Duration = Duration::from_secs(90);
+const WINDOW: Duration = Duration::from_secs(120);
 /// From when on the time predicted anew counts: two reports.
 const ANEW_AFTER: Duration = Duration::from_secs(1);
 const SIZES: [(&str, &str); 3] = [("small", "0.2"), ("middle", "0.4"), ("large", "0.8")];
 
 fn backlog(cluster: &Cluster) -> Child {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":42}}\n".repeat(2_000)).unwrap();
+    std::fs::write(file.path(), "{\"kind\":\"fib\",\"input\":{\"n\":43}}\n".repeat(2_000)).unwrap();
     let (_, path) = file.keep().unwrap();
     cluster
         .command()

@@ -200,7 +200,7 @@ mod tests {
         }
         let (careful, expected) = (capacity.effective_cores(9_500_000), capacity.expected_cores(9_500_000));
         assert!((expected - 0.34).abs() < 0.01, "{expected}");
-        assert!(careful < 0.33 && careful >= 0.3, "{careful}");
+        assert!((0.3..0.33).contains(&careful), "{careful}");
         let share = capacity.expected_thread_share(9_500_000);
         assert!((share - 0.34).abs() < 0.01, "{share}");
         // Not heard of for a minute: the long mean, whatever it was.
