@@ -14,11 +14,12 @@ use std::{
 /// A master comes up, and answers, within this.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// A master that takes tasks and has nobody to give them to; dropping it ends it.
+/// A master that takes tasks and, of itself, has nobody to give them to; dropping it ends it.
 #[derive(Debug)]
 pub struct Master {
     address: SocketAddr,
-    _process: Ends,
+    command: Command,
+    process: Ends,
 }
 
 impl Master {
@@ -34,10 +35,41 @@ impl Master {
         if let Some(store) = store {
             command.env("EVENKEEL_STORE", store);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.join("master.log"))?);
-        let process = Ends(command.spawn().with_context(|| format!("cannot start {command:?}"))?);
-        until("the master answers", WITHIN, || Ok(TcpStream::connect(address).is_ok()))?;
-        Ok(Self { address, _process: process })
+        let log = File::options().create(true).append(true).open(folder.join("master.log"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let process = spawned(&mut command, address)?;
+        Ok(Self { address, command, process })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.0.kill()?;
+        self.process.0.wait()?;
+        Ok(())
+    }
+
+    /// Starts it after it was killed, on the same folder and port.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process = spawned(&mut self.command, self.address)?;
+        Ok(())
     }
 
     /// A connection for one request after another.
@@ -78,6 +110,13 @@ impl Master {
         sends.join().map_err(|_| anyhow::anyhow!("the lines were not sent"))??;
         Ok(())
     }
+}
+
+/// Starts a master, and waits until it takes connections.
+fn spawned(command: &mut Command, address: SocketAddr) -> anyhow::Result<Ends> {
+    let process = Ends(command.spawn().with_context(|| format!("cannot start {command:?}"))?);
+    until("the master answers", WITHIN, || Ok(TcpStream::connect(address).is_ok()))?;
+    Ok(process)
 }
 
 /// A connection to a master.

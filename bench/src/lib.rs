@@ -2,16 +2,19 @@
 //!
 //! - [`System`]: something that runs commands; [`evenkeel`] and [`hyperqueue`] are two;
 //! - [`cpu`]: CPU time of other processes, from `/proc`; [`http`]: requests to a master without nodes;
+//! - [`crowd`]: many nodes in one process; [`rejoin`]: their master is killed and started again;
 //! - [`figures`]: medians and tables.
 //!
 //! Benchmarks stand where a user stands, as the end-to-end tests do: they start programs and look at what
 //! comes out. Whatever they start ends with them.
 
 pub mod cpu;
+pub mod crowd;
 pub mod evenkeel;
 pub mod figures;
 pub mod http;
 pub mod hyperqueue;
+pub mod rejoin;
 
 use anyhow::Context as _;
 use std::{

@@ -330,7 +330,9 @@ impl Transport {
         if !headers.contains_key(ACCEPT) {
             headers.insert(ACCEPT, HeaderValue::from_static("application/json, application/problem+json"));
         }
-        if let Some(token) = call.token.or(self.config.token.as_ref()) {
+        let token = call.token.or(self.config.token.as_ref());
+        // An empty one is that of a master without tokens; `Bearer` alone would be refused.
+        if let Some(token) = token.filter(|token| !token.expose().is_empty()) {
             headers.insert(AUTHORIZATION, bearer(token)?);
         }
         let request = self.http.request(call.method.clone(), url).headers(headers);
