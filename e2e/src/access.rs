@@ -1,12 +1,12 @@
 //! How a test reaches the masters of its cluster: as clients do, by URLs and a token.
 
-use crate::{Ran, evenkeel, eventually, run, try_run};
+use crate::{Ran, daemon::Inside, evenkeel_binary, eventually, run, try_run, without_own_variables};
 use serde_json::Value;
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -22,6 +22,8 @@ pub struct Access {
     pub urls: Vec<String>,
     /// The CA of masters that are asked by HTTPS.
     pub ca: Option<PathBuf>,
+    /// Where its programs are, if they cannot be reached from the test's own network.
+    pub inside: Option<Inside>,
     folder: TempDir,
 }
 
@@ -35,7 +37,7 @@ impl Access {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t-{what}-{}-{number}", std::process::id());
-        let access = Self { name, urls, ca: None, folder: tempfile::tempdir().unwrap() };
+        let access = Self { name, urls, ca: None, inside: None, folder: tempfile::tempdir().unwrap() };
         fs::write(access.token_file(), format!("ek_{}\n", "0123456789abcdef".repeat(3))).unwrap();
         access
     }
@@ -79,10 +81,19 @@ impl Access {
         self.urls[at].rsplit('/').next().unwrap_or_default()
     }
 
+    /// A program where this cluster's are, without what the caller's shell says to it.
+    #[must_use]
+    pub fn program(&self, program: &Path) -> Command {
+        let mut command =
+            self.inside.as_ref().map_or_else(|| Command::new(program), |it| it.command(program));
+        without_own_variables(&mut command).env("NO_COLOR", "1");
+        command
+    }
+
     /// The `evenkeel` command against these masters.
     #[must_use]
     pub fn command(&self, masters: &str) -> Command {
-        let mut command = evenkeel();
+        let mut command = self.program(&evenkeel_binary());
         command.env("EVENKEEL_MASTER", masters).env("EVENKEEL_TOKEN_FILE", self.token_file());
         command.env("EVENKEEL_CLUSTER", &self.name).env("EVENKEEL_STATE_DIR", self.folder.path());
         if let Some(ca) = &self.ca {

@@ -1,6 +1,6 @@
 //! Masters as processes of this host, one on SQLite or several on a PostgreSQL server, and nodes started by hand.
 
-use crate::{Access, Postgres, Program, evenkeel_binary, eventually, run, without_own_variables};
+use crate::{Access, Daemon, Postgres, Program, daemon, evenkeel_binary, eventually, run};
 use std::{fs, net::TcpListener, ops::Deref, os::unix::fs::DirBuilderExt, path::PathBuf, process::Command};
 
 /// Where tasks are stored.
@@ -98,10 +98,22 @@ impl Masters {
         let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
         let access = Access::new("masters", listeners.iter().map(url).collect());
+        Self::with(access, postgres, lease, arguments)
+    }
+
+    /// One on SQLite, not started yet, that containers of this daemon reach, and only programs in its network.
+    #[must_use]
+    pub fn inside(daemon: &Daemon) -> Self {
+        let mut access = Access::new("inside", vec![format!("http://{}:7400", daemon::ADDRESS)]);
+        access.inside = Some(daemon.inside());
+        Self::with(access, None, "", &[])
+    }
+
+    fn with(access: Access, postgres: Option<(Postgres, String)>, lease: &str, arguments: &[&str]) -> Self {
         let program = |at| Program::new(access.file(&format!("master-{at}.log")));
         Self {
             nodes: Vec::new(),
-            masters: (0..count).map(program).collect(),
+            masters: (0..access.urls.len()).map(program).collect(),
             postgres,
             access,
             binary: evenkeel_binary(),
@@ -127,8 +139,7 @@ impl Masters {
 
     /// Starts a master that does not run; [`Access::leader`] waits for one that leads.
     pub fn start_master(&mut self, at: usize) {
-        let mut command = Command::new(&self.binary);
-        without_own_variables(&mut command);
+        let mut command = self.program(&self.binary);
         command.args(["master", "--listen", self.address(at), "--bootstrap-token-file"]);
         command.arg(self.token_file()).args(&self.arguments).env("EVENKEEL_CLUSTER", &self.name);
         let state = match &self.postgres {
