@@ -10,8 +10,10 @@ use protocol::node::CpuSample;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use simulator::agenda::Agenda;
 
-/// One way between balancer and node, in microseconds; the same for all.
-pub const HOP_US: u64 = 250;
+/// Shortest way between balancer and node, in microseconds; the same for all.
+const HOP_US: u64 = 100;
+/// What it takes longer on average (exponential), in microseconds: network, and a busy agent.
+const HOP_MORE_US: f64 = 150.0;
 /// How long a task takes to fail at a node where everything fails at once, in microseconds.
 const FAILS_AFTER_US: u64 = 1_000;
 /// After how long health checks find that a node does not answer: three in a row, one each 2 s (HAProxy's defaults).
@@ -126,15 +128,26 @@ impl Cluster<'_> {
 
     fn perform(&mut self, order: Order) {
         match order {
-            Order::Run { task, node, tag } => self.agenda.after(HOP_US, Event::Reach { node, task, tag }),
+            Order::Run { task, node, tag } => self.over_network(Event::Reach { node, task, tag }),
             Order::Stop { node, tag } => {
                 self.hosts[node].stop(self.agenda.now_us(), tag);
                 self.moved(node);
             }
-            Order::Probe { node } => self.agenda.after(HOP_US, Event::Probe { node }),
+            Order::Probe { node } => self.over_network(Event::Probe { node }),
             Order::WakeAt { at_us } => self.agenda.at(at_us, Event::Wake),
             Order::GaveUp { task } => self.settle(task, Outcome::Failed),
         }
+    }
+
+    /// One way between balancer and node.
+    fn hop_us(&mut self) -> u64 {
+        HOP_US + (-HOP_MORE_US * (1.0 - self.jitter.random::<f64>()).ln()) as u64
+    }
+
+    /// Something goes over the network.
+    fn over_network(&mut self, event: Event) {
+        let hop_us = self.hop_us();
+        self.agenda.after(hop_us, event);
     }
 
     fn settle(&mut self, task: u32, outcome: Outcome) {
@@ -191,7 +204,7 @@ impl Cluster<'_> {
             Event::Probe { node } => {
                 let (in_flight, latency_s) = self.hosts[node].probe();
                 if self.answers(node) {
-                    self.agenda.after(HOP_US, Event::Probed { node, in_flight, latency_s });
+                    self.over_network(Event::Probed { node, in_flight, latency_s });
                 }
             }
             Event::Probed { node, in_flight, latency_s } => {
@@ -235,7 +248,8 @@ impl Cluster<'_> {
         if !self.hosts[node].alive || self.hosts[node].fails_fast {
             let after_us = if self.hosts[node].alive { FAILS_AFTER_US } else { 0 };
             let end = End { task, node, tag, succeeded: false, run_s: 0.0, cpu_s: 0.0, sample: None };
-            return self.agenda.after(after_us + HOP_US, Event::Ended(Box::new(end)));
+            let hop_us = self.hop_us();
+            return self.agenda.after(after_us + hop_us, Event::Ended(Box::new(end)));
         }
         let next = self.hosts[node].take(now_us, task, tag, &self.drawn.tasks[task as usize]);
         if let Some(next) = next {
@@ -255,7 +269,7 @@ impl Cluster<'_> {
                 let run_s = seconds(now_us - run.began_us);
                 let (task, tag) = (run.task, run.tag);
                 let end = End { task, node, tag, succeeded: true, run_s, cpu_s, sample };
-                self.agenda.after(HOP_US, Event::Ended(Box::new(end)));
+                self.over_network(Event::Ended(Box::new(end)));
                 while let Some(next) = self.hosts[node].begin_waiting(now_us) {
                     self.follow(node, next);
                 }
@@ -295,7 +309,7 @@ impl Cluster<'_> {
         let due = host.due_report(now_us, interval_us);
         if let Some(sample) = host.last_sample().filter(|_| due) {
             host.reported(now_us);
-            self.agenda.after(HOP_US, Event::ReportHeard { node, sample: Box::new(sample) });
+            self.over_network(Event::ReportHeard { node, sample: Box::new(sample) });
         }
     }
 
@@ -322,11 +336,11 @@ impl Cluster<'_> {
                 Fault::Crash if begins => {
                     host.alive = false;
                     let lost = host.clear(now_us);
-                    self.agenda.after(HOP_US, Event::Died { node, lost });
+                    self.over_network(Event::Died { node, lost });
                 }
                 Fault::Crash => {
                     host.alive = true;
-                    self.agenda.after(HOP_US, Event::Returned { node });
+                    self.over_network(Event::Returned { node });
                 }
                 Fault::Hang => {
                     host.machine.set_frozen(seconds(now_us), begins);

@@ -5,7 +5,7 @@
 //! at the same rates, never below 5 % of the estimate while the run has not ended, and is gone with
 //! it, so an empty ledger is exactly 0.
 
-use crate::{estimate::Estimate, event::ClientId};
+use crate::{estimate::Estimate, event::ClientId, periods::Periods};
 use protocol::{RunId, TaskId};
 use std::collections::BTreeMap;
 
@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 const LEAST_LEFT: f64 = 0.05;
 /// Least rate that is reckoned with, in cores.
 const LEAST_RATE: f64 = 0.001;
-/// A CFS period, in seconds (kernel documents, sched-bwc: the default that Docker sets).
-const CFS_PERIOD_S: f64 = 0.1;
 /// Loss below which the quota's steps show.
 const UNDISTURBED: f64 = 0.05;
 
@@ -109,6 +107,7 @@ pub struct Ledger {
     slots: u32,
     memory_bytes: u64,
     drained_us: u64,
+    periods: Periods,
 }
 
 impl Ledger {
@@ -117,12 +116,16 @@ impl Ledger {
         self.remove(run);
         self.slots += entry.slots;
         self.memory_bytes += entry.memory_bytes;
+        if entry.wants_cpu() {
+            self.periods.begins(run, entry.cores);
+        }
         self.runs.insert(run, entry);
     }
 
     /// A run is no longer there.
     pub fn remove(&mut self, run: RunId) -> Option<Entry> {
         let entry = self.runs.remove(&run)?;
+        self.periods.ends(run);
         self.slots -= entry.slots;
         self.memory_bytes -= entry.memory_bytes;
         Some(entry)
@@ -187,6 +190,7 @@ impl Ledger {
     pub fn drain(&mut self, now_us: u64, offer: &Offer) {
         let elapsed_s = now_us.saturating_sub(self.drained_us) as f64 / 1e6;
         self.drained_us = now_us.max(self.drained_us);
+        self.periods.pass(now_us, offer.allotted_cores);
         let busy = self.busy_cores();
         for entry in self.runs.values_mut() {
             // A run handed out since the last time has run for less.
@@ -231,27 +235,27 @@ impl Ledger {
         self.runs.get(&run).map(|entry| entry.left_s(self.busy_cores(), offer))
     }
 
-    /// τ: how long a new task of `cores` would run here beside what is in flight, and at what rate.
+    /// A run ended by itself at the last [`Ledger::drain`], and took so much CPU time.
+    pub fn learn(&mut self, run: RunId, cpu_s: f64) {
+        if self.runs.get(&run).is_some_and(|entry| entry.estimate.off_cpu_s == 0.0) {
+            self.periods.learn(run, cpu_s);
+        }
+    }
+
+    /// τ: how long a new task of `cores` would run here beside what is in flight, and at what rate. Where others take
+    /// little and there are more threads than cores, by what is left of the quota (see [`Periods`]).
     #[must_use]
-    pub fn run_s(&self, cores: f64, estimate: &Estimate, offer: &Offer) -> (f64, f64) {
+    pub fn run_s(&self, cores: f64, estimate: &Estimate, offer: &Offer, now_us: u64) -> (f64, f64) {
         let busy = self.busy_cores();
         let rate = offer.rate(cores, busy + cores);
         let undisturbed = offer.effective_cores >= (1.0 - UNDISTURBED) * offer.allotted_cores;
-        let cpu_s = if busy == 0.0 && undisturbed && cores > offer.allotted_cores {
-            cfs_wall_s(estimate.cpu_s, cores, offer.allotted_cores)
-        } else {
-            estimate.cpu_s / rate
-        };
+        let threads = busy + cores;
+        let by_periods = (undisturbed && threads > offer.allotted_cores)
+            .then(|| self.periods.wall_s(now_us, estimate.cpu_s / cores, threads))
+            .flatten();
+        let cpu_s = by_periods.unwrap_or(estimate.cpu_s / rate);
         (estimate.off_cpu_s + cpu_s, rate)
     }
-}
-
-/// Wall time of `cpu_s` CPU-seconds on `cores` threads alone under a quota of `quota` cores: the quota
-/// comes in one piece at the start of each period (sched-bwc), so the last piece runs at full speed.
-fn cfs_wall_s(cpu_s: f64, cores: f64, quota: f64) -> f64 {
-    let piece_s = quota * CFS_PERIOD_S;
-    let full = ((cpu_s / piece_s).ceil() - 1.0).max(0.0);
-    full * CFS_PERIOD_S + (cpu_s - full * piece_s) / cores
 }
 
 #[cfg(test)]
@@ -298,11 +302,13 @@ mod tests {
 
     #[test]
     fn a_short_job_on_an_idle_fraction_of_a_core_fits_the_quota_of_one_period() {
-        let ledger = Ledger::default();
-        let (run_s, _) = ledger.run_s(1.0, &cpu(0.02), &offer(0.25));
+        let mut ledger = Ledger::default();
+        ledger.drain(0, &offer(0.25));
+        let (run_s, _) = ledger.run_s(1.0, &cpu(0.02), &offer(0.25), 0);
         assert!((run_s - 0.02).abs() < 1e-9);
-        let (run_s, rate) = ledger.run_s(1.0, &cpu(1.0), &offer(0.25));
-        assert!((run_s - 4.0).abs() < 0.1 && (rate - 0.25).abs() < 1e-9);
+        let (run_s, rate) = ledger.run_s(1.0, &cpu(1.0), &offer(0.25), 0);
+        // What is left of the first period comes on top: half of its quota on average.
+        assert!((run_s - 4.0).abs() < 0.15 && (rate - 0.25).abs() < 1e-9);
     }
 
     proptest! {

@@ -12,7 +12,8 @@
 //! - [`config`]: what it is told once; [`policy`]: how a node is chosen;
 //! - [`core`](mod@core): the state and `step`;
 //! - the rules of placement (docs/placement.md), each a module: [`capacity`] (what a node really has;
-//!   [`level`]: of a noisy figure, what it is on the whole), [`estimate`] (what a task costs), [`ledger`] (what is in flight), [`queue`] (who is next),
+//!   [`level`]: of a noisy figure, what it is on the whole), [`estimate`] (what a task costs), [`ledger`] (what is in flight),
+//!   [`periods`] (what is left of the quota), [`queue`] (who is next),
 //!   [`placement`] (where to), [`health`] (slow start and ejection), [`explain`];
 //! - [`task`]: the life of a task; [`node`]: the states and clocks of a node; [`idempotency`]: keys;
 //!   [`index`]: nodes found without looking at all; [`rates`]: events per second; [`retries`]: the
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod level;
 pub mod logs;
 pub mod node;
+pub mod periods;
 pub mod placement;
 pub mod policy;
 pub mod queue;

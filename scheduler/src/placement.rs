@@ -42,7 +42,7 @@ impl Seen {
     #[must_use]
     pub fn look(node: &Node, class: Class, estimate: &Estimate, can_take: bool, now_us: u64) -> Self {
         let offer: Offer = node.offer(now_us);
-        let (run_s, rate_cores) = node.ledger.run_s(class.cores(), estimate, &offer);
+        let (run_s, rate_cores) = node.ledger.run_s(class.cores(), estimate, &offer, now_us);
         let start_in_s =
             if can_take { 0.0 } else { node.ledger.free_in_s(class.slots(), node.slots(), &offer) };
         Self {

@@ -10,7 +10,7 @@ use super::{Attempt, Class, Core, Effect, NodeId, Now, RunId, TaskId, TaskState,
 use crate::{
     effect::Order,
     event::ClientId,
-    explain::{Decision, MOST_CANDIDATES},
+    explain::Decision,
     health::PROVEN_AFTER_US,
     ledger,
     placement::{self, Choice, Seen},
@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 /// Classes that a freed slot looks at.
 const MOST_CLASSES: usize = 16;
-/// Free nodes that are tried for a fit; at most 16 that fit are held against each other.
+/// Free nodes that are held against each other.
 const MOST_FREE: usize = 64;
 /// Busy nodes that a task looks at.
 const MOST_BUSY: usize = 8;
@@ -155,7 +155,9 @@ impl Core {
                 };
                 let taken = seen[chosen];
                 let run_s = self.nodes.get(&taken.node).filter(|_| known).map(|node| {
-                    node.ledger.run_s(class.cores(), &estimate, &node.expected_offer(now.mono_us)).0
+                    node.ledger
+                        .run_s(class.cores(), &estimate, &node.expected_offer(now.mono_us), now.mono_us)
+                        .0
                 });
                 let decision = Decision::of(reason, known.then_some(estimate.cpu_s), run_s, seen, chosen);
                 self.hand_out(now, id, taken, decision, out);
@@ -185,7 +187,6 @@ impl Core {
     ) -> Vec<Seen> {
         // The rivals are compared as they are written: they look at every node.
         let most = if self.config.policy == Policy::FinishTime { MOST_FREE } else { usize::MAX };
-        let candidates = if self.config.policy == Policy::FinishTime { MOST_CANDIDATES } else { usize::MAX };
         let mut ids = self.index.free(class.kind, most);
         // The node that changed comes first, so that it is among the candidates.
         ids.retain(|id| at != Some(*id));
@@ -196,7 +197,7 @@ impl Core {
             (can_take || !only_free && node.could_take(class) && node.reserved.is_none())
                 .then(|| Seen::look(node, class, estimate, can_take, now.mono_us))
         };
-        let mut seen: Vec<_> = ids.iter().filter_map(|id| see(id, true)).take(candidates).collect();
+        let mut seen: Vec<_> = ids.iter().filter_map(|id| see(id, true)).collect();
         if seen.is_empty() {
             return seen;
         }
@@ -250,7 +251,8 @@ impl Core {
         self.arm_timeout(now, id, attempt.run, timeout_ms);
         let Some(node) = self.nodes.get_mut(&attempt.node) else { return };
         node.drain(now.mono_us);
-        let (_, rate) = node.ledger.run_s(class.cores(), &estimate, &node.expected_offer(now.mono_us));
+        let expected = node.expected_offer(now.mono_us);
+        let (_, rate) = node.ledger.run_s(class.cores(), &estimate, &expected, now.mono_us);
         let alone = class.alone.is_some();
         let slots = if alone { node.slots() } else { class.slots() };
         let needs = (class.cores(), slots, class.memory_bytes);

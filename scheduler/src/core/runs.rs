@@ -75,6 +75,8 @@ impl Core {
             Outcome::Succeeded => {
                 self.learn(id, node, run, run_ms, cpu_ms);
                 if let Some(state) = self.nodes.get_mut(&node) {
+                    state.drain(now.mono_us);
+                    state.ledger.learn(run, cpu_ms / 1e3);
                     state.completed += 1;
                     state.proven_by(run);
                 }
