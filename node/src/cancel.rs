@@ -6,12 +6,17 @@
 use rustix::{event::EventfdFlags, fd::OwnedFd};
 use std::{
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     thread::Thread,
     time::{Duration, Instant},
 };
+
+/// Descriptors of attempts that were never told to stop, for the next ones: a short command has none made.
+static UNUSED: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+/// Most that are kept.
+const MOST_UNUSED: usize = 16;
 
 /// Why a task stops before it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,18 +150,58 @@ impl Cancel {
     /// If the process has no file descriptor left.
     pub fn wake_fd(&self) -> std::io::Result<&OwnedFd> {
         if self.wake.get().is_none() {
-            let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let fd = match unused().pop() {
+                Some(fd) => fd,
+                None => rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            };
             let _ = self.wake.set(fd);
         }
         self.wake.get().ok_or_else(|| std::io::Error::other("eventfd was not kept"))
     }
 }
 
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        // Nobody has it any more, and nobody has written to its descriptor: only `stop` does.
+        if *self.state.get_mut() == 0
+            && let Some(fd) = self.wake.take()
+        {
+            let mut unused = unused();
+            if unused.len() < MOST_UNUSED {
+                unused.push(fd);
+            }
+        }
+    }
+}
+
+/// A panic of another holder cannot have left the list half changed.
+fn unused() -> std::sync::MutexGuard<'static, Vec<OwnedFd>> {
+    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use std::sync::Arc;
+
+    #[test]
+    fn a_descriptor_is_used_again_only_if_nobody_was_told_to_stop_by_it() {
+        let is_readable = |fd: &OwnedFd| {
+            let mut fds = [PollFd::new(fd, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        for _ in 0..3 * MOST_UNUSED {
+            let (stopped, ended) = (Cancel::unlimited(), Cancel::unlimited());
+            stopped.wake_fd().unwrap();
+            assert!(!is_readable(ended.wake_fd().unwrap()));
+            stopped.stop(Stop::Cancelled);
+            assert!(is_readable(stopped.wake_fd().unwrap()));
+            assert!(!is_readable(ended.wake_fd().unwrap()));
+        }
+        assert!(unused().len() <= MOST_UNUSED);
+    }
 
     #[test]
     fn the_first_reason_counts() {

@@ -238,7 +238,7 @@ impl Commands {
             strays::kill_group(leader.pid);
             strays::kill(leader.pid);
         }
-        let (exit, stray_cpu) = clear_away(&leader, task, progress);
+        let (exit, stray_cpu) = clear_away(&leader, matches!(waited, Ok(None)), task, progress);
         drop(counted);
         drop(leader);
         let stop = waited?;
@@ -322,17 +322,22 @@ fn start(
     }
 }
 
-/// Kills what is left of a group whose leader has ended or been killed, takes the leader's exit status and
-/// kills what had left the group. `None` if the leader cannot die now (it hangs in the kernel): then
+/// Kills what is left of a group whose leader has ended (`seen` to) or been killed, takes the leader's exit
+/// status and kills what had left the group. `None` if the leader cannot die now (it hangs in the kernel): then
 /// [`strays::sweep`] takes it over.
-fn clear_away(leader: &Leader, task: TaskId, progress: &Progress) -> (Option<Exit>, Duration) {
+fn clear_away(leader: &Leader, seen: bool, task: TaskId, progress: &Progress) -> (Option<Exit>, Duration) {
     let give_up = Instant::now() + GONE_WITHIN;
+    let mut ended = seen;
     let exit = loop {
-        if leader.has_ended() {
+        if ended || leader.has_ended() {
             // Before its number is free for others.
             strays::kill_group(leader.pid);
             progress.set(0);
-            break child::reap(leader.pid);
+            match child::reap(leader.pid) {
+                // Somebody traces it, and has its end first.
+                None if ended => ended = false,
+                exit => break exit,
+            }
         }
         if Instant::now() >= give_up {
             tracing::warn!(%task, pid = leader.pid, "a killed command does not end; its slot is freed");

@@ -41,6 +41,8 @@ pub(super) struct Pipes<'a> {
     /// The program's ends of its output. Kept open, so that they are not closed by its end: that would wake
     /// this thread for every one of them, and it is to be woken once.
     theirs: Option<(OwnedFd, OwnedFd)>,
+    /// Whether nothing was left to read when the program had ended.
+    is_empty: bool,
 }
 
 /// A file without content, for the programs without input; `None` where there is no such device.
@@ -60,7 +62,16 @@ fn pipe(ours_reads: bool) -> io::Result<(OwnedFd, OwnedFd)> {
 impl<'a> Pipes<'a> {
     /// Pipes to a program that is to be fed `input`; what it prints goes to `log`.
     pub(super) const fn new(input: &'a [u8], log: &'a Log) -> Self {
-        Self { stdin: None, input, stdout: None, stderr: None, log, buffer: Vec::new(), theirs: None }
+        Self {
+            stdin: None,
+            input,
+            stdout: None,
+            stderr: None,
+            log,
+            buffer: Vec::new(),
+            theirs: None,
+            is_empty: false,
+        }
     }
 
     /// Opens them and starts the program by `start`, which gets its standard input, output and error.
@@ -108,6 +119,8 @@ impl<'a> Pipes<'a> {
             }
             let ready = self.poll(pidfd.map(AsFd::as_fd), wake.map(AsFd::as_fd), wait)?;
             if ready.ended {
+                // The kernel looks at the descriptors in their order, and its end comes first.
+                self.is_empty = !ready.stdout && !ready.stderr;
                 return Ok(None);
             }
             if ready.stdin {
@@ -176,6 +189,9 @@ impl<'a> Pipes<'a> {
     /// Takes what the program had printed before it ended. Never waits: a process that got away may still
     /// hold the other end.
     pub(super) fn take_the_rest(&mut self) {
+        if self.is_empty {
+            return;
+        }
         let mut left = REST_BYTES / BUFFER_BYTES;
         while left > 0 && self.read_stdout() {
             left -= 1;

@@ -4,6 +4,9 @@
 //! syncs of others; so while many commands follow each other (a *burst*), a directory that its command has
 //! not touched in any way is as good as new and is handed on to the next. When the burst is over the empty
 //! ones that are left are removed.
+//!
+//! Whether it was touched is seen at its times, and for as long as it is so new that a change could carry the
+//! time of its making, at all that can be seen of it.
 
 use super::removal;
 use rustix::fs::{AtFlags, CWD, llistxattr, statat};
@@ -35,9 +38,12 @@ const BURST: Duration = Duration::from_millis(100);
 const SPARE_FOR: Duration = Duration::from_millis(200);
 /// Most directories that wait for a command.
 const MOST_SPARE: usize = 64;
+/// Later than this a change of a directory has another time than its making: longer than a clock tick, and than
+/// the steps of any file system whose times are not whole seconds.
+const TELLS_AFTER: Duration = Duration::from_millis(100);
 
 /// What tells that nothing has touched a directory. Each change of it, of its rights or of its entries sets a
-/// time; only one in the same clock tick as its making does not, so its looks are compared too.
+/// time that nobody can set back (`ctime`); only one in the same clock tick as its making does not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -47,7 +53,6 @@ struct Stamp {
     mode: u32,
     owners: (u32, u32),
     links: u64,
-    attributes_bytes: Option<usize>,
 }
 
 impl Stamp {
@@ -63,24 +68,55 @@ impl Stamp {
             mode: stat.st_mode,
             owners: (stat.st_uid, stat.st_gid),
             links: u64::from(stat.st_nlink),
-            // Not every file system has them.
-            attributes_bytes: llistxattr(path, &mut [0_u8; 0]).ok(),
         })
+    }
+}
+
+/// A directory as it was made.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    stamp: Stamp,
+    attributes_bytes: Option<usize>,
+    at: Instant,
+    /// Whether its times alone tell: it was seen untouched when it was no longer new.
+    tells: bool,
+}
+
+impl Made {
+    /// Just now; `None` where nothing can be said.
+    fn at(path: &Path) -> Option<Self> {
+        let stamp = Stamp::at(path)?;
+        Some(Self { stamp, attributes_bytes: attributes_bytes(path), at: Instant::now(), tells: false })
     }
 
     /// Whether the directory there is still as it was made: the same one, and empty.
-    fn is_untouched(self, path: &Path) -> bool {
-        Self::at(path) == Some(self)
+    fn is_untouched(&mut self, path: &Path) -> bool {
+        if Stamp::at(path) != Some(self.stamp) {
+            return false;
+        }
+        if self.tells {
+            return true;
+        }
+        let is_old = self.at.elapsed() >= TELLS_AFTER;
+        let untouched = attributes_bytes(path) == self.attributes_bytes
             && removal::open_as_it_is(path)
-                .is_ok_and(|open| removal::names_in(&open).is_ok_and(|names| names.is_empty()))
+                .is_ok_and(|open| removal::names_in(&open).is_ok_and(|names| names.is_empty()));
+        // Of a file system that only knows whole seconds all that can be seen is looked at each time.
+        self.tells = untouched && is_old && self.stamp.changed.1 != 0;
+        untouched
     }
+}
+
+/// Length of the names of its extended attributes; not every file system has them.
+fn attributes_bytes(path: &Path) -> Option<usize> {
+    llistxattr(path, &mut [0_u8; 0]).ok()
 }
 
 /// A directory that waits for a command.
 #[derive(Debug)]
 struct Spare {
     path: PathBuf,
-    stamp: Stamp,
+    made: Made,
     since: Instant,
 }
 
@@ -137,8 +173,7 @@ pub fn tidy_between_commands(directories: &[&Path]) {
 /// A private directory, removed when dropped.
 pub(super) struct WorkDirectory {
     pub(super) path: PathBuf,
-    /// As it was made.
-    stamp: Option<Stamp>,
+    made: Option<Made>,
 }
 
 impl WorkDirectory {
@@ -146,9 +181,9 @@ impl WorkDirectory {
         // Counted first, so that nothing is tidied away while it is made.
         shared().commands += 1;
         loop {
-            let Some(Spare { path, stamp, .. }) = shared().take_spare(root) else { break };
-            if stamp.is_untouched(&path) {
-                return Ok(Self { path, stamp: Some(stamp) });
+            let Some(Spare { path, mut made, .. }) = shared().take_spare(root) else { break };
+            if made.is_untouched(&path) {
+                return Ok(Self { path, made: Some(made) });
             }
             removal::remove_or_later(&path);
         }
@@ -162,8 +197,8 @@ impl WorkDirectory {
         match directory {
             Ok(directory) => {
                 let path = directory.keep();
-                let stamp = Stamp::at(&path);
-                Ok(Self { path, stamp })
+                let made = Made::at(&path);
+                Ok(Self { path, made })
             }
             Err(error) => {
                 one_less();
@@ -177,8 +212,9 @@ impl Drop for WorkDirectory {
     fn drop(&mut self) {
         let now = Instant::now();
         let again = shared().is_burst(now);
-        let untouched = self.stamp.filter(|stamp| again && stamp.is_untouched(&self.path));
-        let spare = untouched.map(|stamp| Spare { path: self.path.clone(), stamp, since: now });
+        let made = self.made.take().filter(|_| again);
+        let untouched = made.and_then(|mut made| made.is_untouched(&self.path).then_some(made));
+        let spare = untouched.map(|made| Spare { path: self.path.clone(), made, since: now });
         match spare {
             Some(spare) if shared().spare.len() < MOST_SPARE => shared().spare.push(spare),
             _ => removal::remove_or_later(&self.path),
@@ -309,19 +345,52 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
+    /// What a command may do to its directory.
+    const WAYS: [fn(&Path); 6] = [
+        |path| fs::write(path.join("file"), "").unwrap(),
+        |path| fs::create_dir(path.join("folder")).unwrap(),
+        |path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap(),
+        |path| {
+            let modified = fs::metadata(path).unwrap().modified().unwrap();
+            fs::write(path.join("file"), "").unwrap();
+            fs::File::open(path).unwrap().set_modified(modified).unwrap();
+        },
+        |path| {
+            fs::remove_dir(path).unwrap();
+            std::os::unix::fs::symlink("/", path).unwrap();
+        },
+        |path| {
+            fs::remove_dir(path).unwrap();
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(path.join("file"), "").unwrap();
+        },
+    ];
+
+    #[test]
+    fn what_was_done_to_a_directory_is_seen_also_where_its_times_alone_tell() {
+        let root = tempfile::tempdir().unwrap();
+        for old in [false, true] {
+            for (number, way) in WAYS.iter().enumerate() {
+                let path = root.path().join(format!("{number}-{old}"));
+                fs::create_dir(&path).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+                let mut made = Made::at(&path).unwrap();
+                if old {
+                    std::thread::sleep(TELLS_AFTER);
+                    assert!(made.is_untouched(&path) && made.tells);
+                    assert!(made.is_untouched(&path), "as often as it is asked");
+                }
+                way(&path);
+                assert!(!made.is_untouched(&path), "{number} {old}");
+            }
+        }
+    }
+
     #[test]
     fn a_directory_that_was_touched_in_any_way_is_not_handed_on() {
         let root = tempfile::tempdir().unwrap();
-        let ways: [&dyn Fn(&Path); 4] = [
-            &|path| fs::write(path.join("file"), "").unwrap(),
-            &|path| fs::create_dir(path.join("folder")).unwrap(),
-            &|path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap(),
-            &|path| {
-                fs::remove_dir(path).unwrap();
-                std::os::unix::fs::symlink("/", path).unwrap();
-            },
-        ];
-        for way in ways {
+        for way in WAYS {
             paths(root.path(), 100, way);
             shared().ends.clear();
         }
