@@ -157,8 +157,14 @@ fn check_ended(ended: &session::master::Ended) {
 /// Messages of a hostile master; every second run that the node starts ends at once, and the channel breaks
 /// once and is opened again.
 fn at_the_node(messages: &[Bytes]) {
-    let config =
-        Config { slots: 2, max_waiting: 4, max_runs: 8, max_kept_bytes: 4_096, max_kept_log_bytes: 4_096 };
+    let config = Config {
+        slots: 2,
+        max_waiting: 4,
+        max_ahead: 2,
+        max_runs: 8,
+        max_kept_bytes: 4_096,
+        max_kept_log_bytes: 4_096,
+    };
     let mut session = Session::new(config, BootId(uuid::Uuid::from_u128(9)));
     let mut out = Vec::new();
     session.start(0, &mut out);
@@ -171,7 +177,7 @@ fn at_the_node(messages: &[Bytes]) {
         let (mut ends, mut reads) = (at % 2 == 0, MOST_READS);
         while let Some(effect) = out.pop() {
             match effect {
-                Effect::Start(run, _) if ends => {
+                Effect::Start(run, _) | Effect::StartNext(run, _) if ends => {
                     let result = Bytes::from_static(b"1");
                     let log = Tails { stdout: printed(0), stderr: Tail::default() };
                     let (outcome, run_ms, cpu_ms) = (Outcome::Succeeded, 1.0, 1.0);
@@ -179,7 +185,9 @@ fn at_the_node(messages: &[Bytes]) {
                     let ended = Ended { outcome, result, run_ms, cpu_ms, sample: None, log };
                     session.ended(now_us, run.run, ended, &mut out);
                 }
-                Effect::Start(run, _) => session.gave_back(now_us, run.run, "no", &mut out),
+                Effect::Start(run, _) | Effect::StartNext(run, _) => {
+                    session.gave_back(now_us, run.run, "no", &mut out)
+                }
                 Effect::Send(bytes) => session.written(bytes.len()),
                 Effect::ReadLog { read, offset, .. } if reads > 0 => {
                     reads -= 1;

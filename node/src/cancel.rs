@@ -53,22 +53,43 @@ impl Stop {
 pub struct Cancel {
     /// 0 while it may run, else the code of the first [`Stop`]; it never changes again.
     state: AtomicU8,
-    limit: Option<(Instant, Stop)>,
+    deadline: Option<Instant>,
+    /// Set when it begins.
+    limit: OnceLock<Option<(Instant, Stop)>>,
     sleeper: OnceLock<Thread>,
     wake: OnceLock<OwnedFd>,
 }
 
 impl Cancel {
-    /// An attempt that starts now, may run for `timeout` and must end within `deadline`.
+    /// An attempt that begins now, may run for `timeout` and must end within `deadline`.
     #[must_use]
     pub fn new(now: Instant, timeout: Option<Duration>, deadline: Option<Duration>) -> Self {
-        let at = |after: Option<Duration>, stop| Some((now.checked_add(after?)?, stop));
-        let limit = match (at(timeout, Stop::Timeout), at(deadline, Stop::Deadline)) {
+        let cancel = Self::waiting(now, deadline);
+        cancel.begin(now, timeout);
+        cancel
+    }
+
+    /// An attempt that has not begun and must end within `deadline` from now on. It has no limits until then.
+    #[must_use]
+    pub fn waiting(now: Instant, deadline: Option<Duration>) -> Self {
+        Self {
+            state: AtomicU8::new(0),
+            deadline: deadline.and_then(|deadline| now.checked_add(deadline)),
+            limit: OnceLock::new(),
+            sleeper: OnceLock::new(),
+            wake: OnceLock::new(),
+        }
+    }
+
+    /// It begins now and may run for `timeout`; only the first time counts.
+    pub fn begin(&self, now: Instant, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Some((now.checked_add(timeout)?, Stop::Timeout)));
+        let limit = match (timeout, self.deadline.map(|at| (at, Stop::Deadline))) {
             (Some(timeout), Some(deadline)) if deadline.0 < timeout.0 => Some(deadline),
             (Some(timeout), _) => Some(timeout),
             (None, deadline) => deadline,
         };
-        Self { state: AtomicU8::new(0), limit, sleeper: OnceLock::new(), wake: OnceLock::new() }
+        let _ = self.limit.set(limit);
     }
 
     /// An attempt without limits.
@@ -104,7 +125,7 @@ impl Cancel {
         if let Some(stop) = self.flagged() {
             return Some(stop);
         }
-        let (at, why) = self.limit?;
+        let (at, why) = self.limit()?;
         if Instant::now() < at {
             return None;
         }
@@ -123,7 +144,11 @@ impl Cancel {
     /// Time until the limit; `None` without one.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
-        self.limit.map(|(at, _)| at.saturating_duration_since(Instant::now()))
+        self.limit().map(|(at, _)| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn limit(&self) -> Option<(Instant, Stop)> {
+        *self.limit.get()?
     }
 
     /// Sleeps on this thread until `until` or a reason to stop.
@@ -210,6 +235,20 @@ mod tests {
         cancel.stop(Stop::Deadline);
         cancel.stop(Stop::Cancelled);
         assert_eq!(cancel.check(), Err(Stop::Deadline));
+    }
+
+    #[test]
+    fn a_timeout_counts_from_the_begin_and_a_deadline_from_before() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let at = |cancel: &Cancel| cancel.limit().map(|(at, why)| (at - now, why));
+        let waits = Cancel::waiting(now, Some(ms(5_000)));
+        assert!(waits.check().is_ok() && waits.remaining().is_none());
+        waits.begin(now + ms(2_000), Some(ms(1_000)));
+        waits.begin(now + ms(9_000), None);
+        assert_eq!(at(&waits), Some((ms(3_000), Stop::Timeout)));
+        let waits = Cancel::waiting(now, Some(ms(5_000)));
+        waits.begin(now + ms(4_500), Some(ms(1_000)));
+        assert_eq!(at(&waits), Some((ms(5_000), Stop::Deadline)));
     }
 
     #[test]

@@ -230,6 +230,98 @@ fn a_timeout_counts_from_the_start_of_its_run_and_not_while_it_waits_for_a_slot(
     }
 }
 
+/// The runs that are given ahead.
+fn ahead(effects: &[Effect]) -> Vec<u64> {
+    let runs = effects.iter().filter_map(|e| match e {
+        Effect::StartNext(run, _) => Some(run.run.0),
+        _ => None,
+    });
+    runs.collect()
+}
+
+fn taken_back(effects: &[Effect]) -> Vec<u64> {
+    let runs = effects.iter().filter_map(|e| if let Effect::TakeBack(run) = e { Some(run.0) } else { None });
+    runs.collect()
+}
+
+#[test]
+fn some_runs_are_given_ahead_and_a_slot_that_ends_one_goes_on_without_us() {
+    let mut bench = Bench::open(Config { max_ahead: 2, ..Config::new(2) });
+    let effects = bench.hear(&(1..=6).map(order).collect::<Vec<_>>());
+    assert_eq!((started(&effects), ahead(&effects)), (vec![1, 2], vec![3, 4]));
+    assert_eq!(bench.session.waiting(), 2);
+    let effects = bench.end(2, b"1");
+    assert_eq!((started(&effects), ahead(&effects)), (vec![], vec![5]), "3 has its slot");
+    bench.end(1, b"1");
+    let ends: Vec<_> = [3, 4, 5].into_iter().flat_map(|n| bench.end(n, b"1")).collect();
+    assert_eq!((started(&ends), ahead(&ends)), (vec![], vec![]), "6 was given before");
+    bench.end(6, b"1");
+    assert_eq!(started(&bench.hear(&[order(7)])), [7], "nothing runs");
+}
+
+#[test]
+fn nothing_is_given_ahead_of_or_beside_a_run_of_several_slots() {
+    let mut bench = Bench::open(Config { max_ahead: 4, ..Config::new(2) });
+    let effects = bench.hear(&[order(1), order_at(EPOCH, 2, 2.0), order(3)]);
+    assert_eq!((started(&effects), ahead(&effects)), (vec![1], vec![]));
+    let effects = bench.end(1, b"1");
+    assert_eq!((started(&effects), ahead(&effects)), (vec![2], vec![]), "3 could begin only in a half of it");
+    let effects = bench.end(2, b"1");
+    assert_eq!((started(&effects), ahead(&effects)), (vec![3], vec![]));
+}
+
+#[test]
+fn results_wait_for_others_also_while_all_that_waits_was_given_ahead() {
+    let mut bench = Bench::open(Config { max_ahead: 8, ..Config::new(1) });
+    bench.hear(&[order(1), order(2), order(3)]);
+    assert_eq!(bench.session.waiting(), 0);
+    assert!(said(&bench.end(1, b"1")).is_empty());
+    assert_eq!(said(&bench.after(GATHER_US)).len(), 1);
+    // What the executor gathered for as long goes at once.
+    bench.now_us += GATHER_US;
+    let result = Ended {
+        outcome: Outcome::Succeeded,
+        result: Bytes::from_static(b"2"),
+        run_ms: 1.0,
+        cpu_ms: 1.0,
+        sample: None,
+        log: None,
+    };
+    let effects = bench.act(|s, now, out| s.ended(now - GATHER_US, RunId(2), result, out));
+    assert_eq!(said(&effects).len(), 1);
+}
+
+#[test]
+fn what_was_given_ahead_is_wanted_back_by_a_drain_and_when_the_slots_change() {
+    for way in 0..3 {
+        let mut bench = Bench::open(Config { max_ahead: 2, ..Config::new(1) });
+        assert_eq!(ahead(&bench.hear(&[order(1), order(2), order(3)])), [2, 3]);
+        // The second has begun meanwhile, in the place of the first; the executor gives back the third.
+        let effects = match way {
+            0 => bench.hear(&[ToNode::Drain(Drain { epoch: EPOCH, deadline_ms: None })]),
+            1 => bench.act(|s, now, out| s.leave(now, None, out)),
+            _ => bench.act(|s, now, out| s.resize(now, 3, out)),
+        };
+        assert_eq!(taken_back(&effects), [2, 3]);
+        let back = bench.act(|s, now, out| s.gave_back(now, RunId(3), "not begun", out));
+        assert_eq!(handed_back(&back), [3]);
+        bench.end(1, b"1");
+        bench.end(2, b"1");
+        let kept = bench.session.uncommitted();
+        assert_eq!((kept, bench.session.running().count()), (2, 0));
+    }
+}
+
+#[test]
+fn what_was_given_ahead_is_cancelled_by_the_executor() {
+    let mut bench = Bench::open(Config { max_ahead: 2, ..Config::new(1) });
+    bench.hear(&[order(1), order(2), order(3)]);
+    let cancel = ToNode::Cancel(Cancel { epoch: EPOCH, runs: vec![RunId(2)] });
+    assert_eq!(bench.hear(&[cancel]), [Effect::Cancel(RunId(2))]);
+    let committed = ToNode::Committed(Committed { epoch: EPOCH, runs: vec![RunId(3)] });
+    assert_eq!(bench.hear(&[committed]), [Effect::Cancel(RunId(3))]);
+}
+
 #[test]
 fn a_node_that_shrank_still_runs_what_it_took() {
     let mut bench = Bench::open(Config::new(2));

@@ -12,7 +12,7 @@ use protocol::{
 use session::{
     close::CloseReason,
     master::{Inbound, Link, LinkEffect, Order},
-    node::{Config, ConnectFailure, Effect, Ended, LogPiece, RegisterFailure, Session},
+    node::{Config, ConnectFailure, Effect, Ended, LogPiece, RegisterFailure, Session, slots_of_run},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -45,6 +45,12 @@ struct World {
     uncommitted: BTreeSet<RunId>,
     starts: BTreeSet<RunId>,
     running: Vec<RunId>,
+    /// The executor: its slots, those that each run takes, runs that wait for the end of another one, and ends
+    /// that the session was not told of.
+    slots: u32,
+    takes: BTreeMap<RunId, u32>,
+    next: VecDeque<RunId>,
+    untold: VecDeque<(RunId, Ended)>,
     /// Runs that the session asked to stop.
     stopped: BTreeSet<RunId>,
     /// Runs that ended on the node without having been stopped.
@@ -76,6 +82,10 @@ fn tail_of(run: RunId, printed: u64) -> Tail {
     Tail { offset, bytes: (offset..printed).map(|at| byte_at(run, at)).collect::<Vec<_>>().into() }
 }
 
+fn ended(outcome: Outcome, result: Bytes) -> Ended {
+    Ended { outcome, result, run_ms: 1.0, cpu_ms: 1.0, sample: None, log: None }
+}
+
 fn assert_printed(run: RunId, tail: &Tail) {
     assert!(tail.bytes.iter().zip(tail.offset..).all(|(&byte, at)| byte == byte_at(run, at)), "run {run}");
 }
@@ -90,6 +100,7 @@ enum Step {
     Reconnect,
     ConnectFails { unknown: bool },
     Finish(usize),
+    Tell,
     GiveBack(usize),
     Cancel(usize),
     Commit(usize),
@@ -103,14 +114,15 @@ enum Step {
 }
 
 impl World {
-    fn new(slots: u32) -> Self {
+    fn new(slots: u32, max_ahead: u32) -> Self {
+        let config = Config { max_waiting: 2, max_ahead, ..Config::new(slots) };
         let mut world = Self {
             now_us: 1_000_000,
             epoch: 5,
             counter: 0,
             link: None,
             connected: false,
-            session: Session::new(Config { max_waiting: 2, ..Config::new(slots) }, BootId(uuid(9))),
+            session: Session::new(config, BootId(uuid(9))),
             to_node: VecDeque::new(),
             to_master: VecDeque::new(),
             last_to_node: None,
@@ -118,6 +130,10 @@ impl World {
             uncommitted: BTreeSet::new(),
             starts: BTreeSet::new(),
             running: Vec::new(),
+            slots,
+            takes: BTreeMap::new(),
+            next: VecDeque::new(),
+            untold: VecDeque::new(),
             stopped: BTreeSet::new(),
             finished: BTreeSet::new(),
             wants_connect: false,
@@ -154,16 +170,32 @@ impl World {
             Effect::Send(_) => panic!("sent without a channel"),
             Effect::Close(_) => self.cut(),
             Effect::Start(run, _) => {
-                assert!(self.starts.insert(run.run), "run {} was started twice", run.run);
-                assert_ne!(self.fates[&run.run], Fate::HandedBack, "started after it was handed back");
-                self.running.push(run.run);
+                self.given(run.run);
+                self.begin(run.run);
+            }
+            Effect::StartNext(run, _) => {
+                assert_eq!(self.takes[&run.run], 1, "of one slot");
+                self.given(run.run);
+                self.next.push_back(run.run);
+                self.begin_next();
+            }
+            Effect::TakeBack(run) => {
+                if self.no_more_next(run) {
+                    self.session.gave_back(self.now_us, run, "not begun", out);
+                }
             }
             Effect::Cancel(run) => {
-                assert!(self.running.contains(&run), "cancel of what does not run");
+                assert!(self.has(run), "cancel of what the executor does not have");
                 self.stopped.insert(run);
+                if self.no_more_next(run) {
+                    self.untold.push_back((run, ended(Outcome::Cancelled, Bytes::new())));
+                }
             }
             Effect::ReadLog { read, run, offset, .. } => {
-                assert!(self.running.contains(&run), "read of what does not run");
+                assert!(self.has(run), "read of what the executor does not have");
+                if self.untold.iter().any(|(over, _)| *over == run) {
+                    return self.session.log_read(self.now_us, read, None, out);
+                }
                 let end = self.printed.get(&run).copied().unwrap_or(0);
                 let tail = tail_of(run, end).piece(offset);
                 if tail.bytes.is_empty() {
@@ -173,6 +205,52 @@ impl World {
             }
             Effect::WakeAt(us) => self.node_wake_us = Some(us),
             Effect::Exit(_) => self.left = true,
+        }
+    }
+
+    fn given(&mut self, run: RunId) {
+        assert!(self.starts.insert(run), "run {run} was started twice");
+        assert_ne!(self.fates[&run], Fate::HandedBack, "started after it was handed back");
+    }
+
+    fn begin(&mut self, run: RunId) {
+        self.running.push(run);
+        assert!(self.taken() <= self.slots, "more runs than slots");
+    }
+
+    /// Slots that are left begin what waits for them.
+    fn begin_next(&mut self) {
+        while self.taken() < self.slots
+            && let Some(run) = self.next.pop_front()
+        {
+            self.begin(run);
+        }
+    }
+
+    fn taken(&self) -> u32 {
+        self.running.iter().map(|run| self.takes[run]).sum()
+    }
+
+    fn no_more_next(&mut self, run: RunId) -> bool {
+        let before = self.next.len();
+        self.next.retain(|&known| known != run);
+        self.next.len() < before
+    }
+
+    /// Whether the session was not told of its end.
+    fn has(&self, run: RunId) -> bool {
+        let is_untold = self.untold.iter().any(|(over, _)| *over == run);
+        is_untold || self.running.contains(&run) || self.next.contains(&run)
+    }
+
+    /// The session is told what is over.
+    fn tell(&mut self) {
+        let since_us = self.now_us;
+        while let Some((run, ended)) = self.untold.pop_front() {
+            if !self.stopped.contains(&run) {
+                self.finished.insert(run);
+            }
+            self.node(|session, _, out| session.ended(since_us, run, ended, out));
         }
     }
 
@@ -309,17 +387,13 @@ impl World {
 
     fn finish(&mut self, run: RunId) {
         self.running.retain(|&known| known != run);
-        if !self.stopped.contains(&run) {
-            self.finished.insert(run);
-        }
         let log = self
             .printed
             .get(&run)
             .map(|&printed| Box::new(Tails { stderr: tail_of(run, printed), ..Tails::default() }));
         let result = Bytes::from(format!("{{\"value\":\"{run}\"}}"));
-        let ended =
-            Ended { outcome: Outcome::Succeeded, result, run_ms: 1.0, cpu_ms: 1.0, sample: None, log };
-        self.node(|session, now, out| session.ended(now, run, ended, out));
+        self.untold.push_back((run, Ended { log, ..ended(Outcome::Succeeded, result) }));
+        self.begin_next();
     }
 
     fn nth<T: Copy>(items: impl IntoIterator<Item = T>, n: usize) -> Option<T> {
@@ -334,6 +408,7 @@ impl World {
                 self.counter += 1;
                 let run = RunId::new(self.epoch, self.counter);
                 self.fates.insert(run, Fate::HandedOut);
+                self.takes.insert(run, slots_of_run(cores));
                 let order = Order::Run {
                     task: TaskId(uuid(u128::from(self.counter))),
                     run,
@@ -381,9 +456,11 @@ impl World {
                     self.finish(run);
                 }
             }
+            Step::Tell => self.tell(),
             Step::GiveBack(n) => {
                 if let Some(run) = Self::nth(self.running.clone(), n) {
                     self.running.retain(|&known| known != run);
+                    self.begin_next();
                     self.node(|session, now, out| session.gave_back(now, run, "unknown kind", out));
                 }
             }
@@ -460,9 +537,10 @@ impl World {
                 self.pass(3_000_000);
                 self.reconnect(self.epoch);
             }
-            while let Some(run) = self.running.pop() {
+            while let Some(run) = self.running.first().copied() {
                 self.finish(run);
             }
+            self.tell();
             for _ in 0..20 {
                 self.step(Step::ToMaster);
                 self.step(Step::ToNode);
@@ -494,6 +572,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Reconnect),
         1 => any::<bool>().prop_map(|unknown| Step::ConnectFails { unknown }),
         6 => any::<usize>().prop_map(Step::Finish),
+        4 => Just(Step::Tell),
         1 => any::<usize>().prop_map(Step::GiveBack),
         2 => any::<usize>().prop_map(Step::Cancel),
         4 => any::<usize>().prop_map(Step::Commit),
@@ -515,9 +594,10 @@ proptest! {
     #[test]
     fn every_run_ends_once_whatever_the_pipe_does(
         slots in 1_u32..4,
+        max_ahead in 0_u32..4,
         steps in prop::collection::vec(step(), 0..150),
     ) {
-        let mut world = World::new(slots);
+        let mut world = World::new(slots, max_ahead);
         for step in steps {
             world.step(step);
         }
@@ -529,7 +609,7 @@ proptest! {
         steps in prop::collection::vec(step(), 0..60),
         deadline_ms in 0_u64..5_000,
     ) {
-        let mut world = World::new(2);
+        let mut world = World::new(2, 2);
         for step in steps {
             world.step(step);
         }
@@ -544,6 +624,7 @@ proptest! {
             world.step(Step::ToMaster);
             world.step(Step::ToNode);
             world.step(Step::Finish(0));
+            world.step(Step::Tell);
             world.step(Step::Commit(0));
             world.pass(50_000);
         }

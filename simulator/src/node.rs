@@ -9,9 +9,9 @@ use protocol::{
     task::{ErrorCode, TaskError},
     work::{Outcome, Run},
 };
-use session::node::{Config, Effect, Ended, Session};
+use session::node::{Config, Effect, Ended, Session, slots_of_run};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,
 };
 
@@ -46,6 +46,9 @@ pub struct SimNode {
     /// Id of its container.
     pub runtime_id: Option<String>,
     running: BTreeMap<RunId, Running>,
+    /// Runs that begin when another one ends, and those of them that were cancelled before.
+    next: VecDeque<(Box<Run>, Bytes)>,
+    never_begun: BTreeSet<RunId>,
     seq: u64,
     /// Epochs of the orders that it obeyed, for the checker.
     pub obeyed_epoch: u64,
@@ -65,6 +68,7 @@ pub enum Begun {
 #[derive(Clone, Debug)]
 struct Running {
     task: TaskId,
+    slots: u32,
     value: u64,
     fails: bool,
     cancelled: bool,
@@ -115,6 +119,8 @@ impl SimNode {
             registered: None,
             runtime_id: None,
             running: BTreeMap::new(),
+            next: VecDeque::new(),
+            never_begun: BTreeSet::new(),
             seq: 0,
             obeyed_epoch: 0,
             begun: BTreeMap::new(),
@@ -123,7 +129,8 @@ impl SimNode {
 
     /// A new process starts here.
     pub fn boot(&mut self, now_us: u64, boot: BootId, out: &mut Vec<Effect>) {
-        let mut session = Session::new(Config::new(slots_of(self.cores)), boot);
+        let config = Config::new(slots_of(self.cores));
+        let mut session = Session::new(Config { max_ahead: config.max_waiting, ..config }, boot);
         session.start(now_us, out);
         self.session = Some(session);
         self.boot = boot;
@@ -138,6 +145,8 @@ impl SimNode {
         self.conn = None;
         self.registered = None;
         self.running.clear();
+        self.next.clear();
+        self.never_begun.clear();
         self.life += 1;
     }
 
@@ -188,6 +197,7 @@ impl SimNode {
         *self.begun.entry(run.task).or_default() += 1;
         let running = Running {
             task: run.task,
+            slots: slots_of_run(run.cores),
             value: input.value,
             fails: input.fails,
             cancelled: false,
@@ -203,8 +213,29 @@ impl SimNode {
         Some(if input.poison { Begun::EndsNode(ends_us) } else { Begun::Ends(ends_us) })
     }
 
+    /// A run is to begin when there is a slot for it.
+    pub fn begin_later(&mut self, run: Box<Run>, input: Bytes) {
+        self.next.push_back((run, input));
+    }
+
+    /// The run that is to begin now, if one waits and there is a slot for it.
+    pub fn take_next(&mut self) -> Option<(Box<Run>, Bytes)> {
+        let taken: u32 = self.running.values().map(|running| running.slots).sum();
+        (taken < slots_of(self.cores)).then(|| self.next.pop_front()).flatten()
+    }
+
+    /// Takes a run away that has not begun; whether there was one.
+    pub fn take_back(&mut self, run: RunId) -> bool {
+        let before = self.next.len();
+        self.next.retain(|(next, _)| next.run != run);
+        self.next.len() < before
+    }
+
     /// A run is to stop; it ends a moment later.
     pub fn cancel(&mut self, run: RunId) {
+        if self.take_back(run) {
+            self.never_begun.insert(run);
+        }
         if let Some(running) = self.running.get_mut(&run) {
             running.cancelled = true;
         }
@@ -237,6 +268,10 @@ impl SimNode {
 
     /// A run has ended; nothing if it is not there any more.
     pub fn end(&mut self, now_us: u64, run: RunId) -> Option<Ended> {
+        if self.never_begun.remove(&run) {
+            let (outcome, result) = (Outcome::Cancelled, Bytes::new());
+            return Some(Ended { outcome, result, run_ms: 0.0, cpu_ms: 0.0, sample: None, log: None });
+        }
         let running = self.running.remove(&run)?;
         let run_ms = (now_us - running.started_us) as f64 / 1_000.0;
         let failed = |code, why: &str| Outcome::Failed(TaskError { code, message: why.to_owned() });
@@ -260,6 +295,7 @@ impl SimNode {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
+            && self.next.is_empty()
             && self
                 .session
                 .as_ref()

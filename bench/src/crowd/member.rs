@@ -170,9 +170,10 @@ impl Member {
                     self.session.disconnected(self.now_us(), fraction, out);
                 }
             }
-            Effect::Start(run, input) => self.start(&run, &input),
+            // None is given ahead by these bounds.
+            Effect::Start(run, input) | Effect::StartNext(run, input) => self.start(&run, &input),
             // `sleep` is not worth to be stopped.
-            Effect::Cancel(_) => {}
+            Effect::Cancel(_) | Effect::TakeBack(_) => {}
             Effect::ReadLog { read, .. } => {
                 self.session.log_read(self.now_us(), read, Some(LogPiece::default()), out);
             }

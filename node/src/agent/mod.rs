@@ -18,7 +18,7 @@ use crate::{
     identity::SavedSession,
     kinds::{remove_spare, strays, tidy_between_commands},
     log::{OnOutput, Room},
-    slots::{Abilities, Logs, OnOver, Over, Slots},
+    slots::{Abilities, LOOK_EVERY, Logs, OnOver, Over, Slots},
 };
 use client::{Client, ClientConfig, Token};
 use joining::register_failure;
@@ -36,7 +36,10 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
+use tokio::sync::{
+    Notify,
+    mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Inputs that wait for the agent; senders wait when it is full.
@@ -89,18 +92,17 @@ pub(crate) struct Agent {
     next_report: Instant,
     next_sample: Instant,
     wake_at: Option<Instant>,
+    /// When runs that are over began to gather, while they are looked at by time.
+    gathers_since: Option<Instant>,
     exit: Option<ExitReason>,
 }
 
 /// Runs a node until it is asked to end and has left, or the master refuses it.
 pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let (inputs, received) = channel(MAX_INPUTS);
-    // Bounded by the runs that the session lets start.
-    let (over, overs) = unbounded_channel();
-    let on_over: OnOver = Arc::new(move |run, how| {
-        // The agent has gone: nobody waits for it.
-        let _ = over.send((run, how));
-    });
+    let overs = Arc::new(Notify::new());
+    let told = Arc::clone(&overs);
+    let on_over: OnOver = Arc::new(move || told.notify_one());
     // Bounded by the reads that the session lets wait: each is told once.
     let (output, outputs) = unbounded_channel();
     let on_output: OnOutput = Arc::new(move |run, stream| {
@@ -116,7 +118,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         // A container of its own: process 1, as a user that nobody else is.
         tidy_between_commands(&own_memory_file_systems());
     }
-    let reason = agent.live(received, overs, outputs, shutdown).await;
+    let reason = agent.live(received, &overs, outputs, shutdown).await;
     agent.stop().await;
     match reason {
         ExitReason::Left => Ok(()),
@@ -171,7 +173,8 @@ impl Agent {
             memory_limit_bytes: sampler.oom_counter().kills().map(|_| reading.memory.limit_bytes),
         };
         let log_bytes = Room::bytes_of(reading.memory.limit_bytes);
-        let bounds = Bounds { max_kept_log_bytes: log_bytes, ..Bounds::new(slots_of(cores)) };
+        let bounds = Bounds::new(slots_of(cores));
+        let bounds = Bounds { max_kept_log_bytes: log_bytes, max_ahead: bounds.max_waiting, ..bounds };
         let logs = Logs { room: Room::new(log_bytes), on_output };
         let now = Instant::now();
         Ok(Self {
@@ -179,7 +182,13 @@ impl Agent {
             client,
             boot_id,
             session: Session::new(bounds, boot_id),
-            slots: Slots::new(abilities, sampler.tasks(), sampler.oom_counter(), on_over, logs),
+            slots: Slots::new(
+                bounds.slots,
+                abilities,
+                (sampler.tasks(), sampler.oom_counter()),
+                on_over,
+                logs,
+            ),
             // Not a secret: it spreads retries and reports. The id holds 74 random bits.
             random: SmallRng::seed_from_u64(boot_id.0.as_u64_pair().1),
             started: now,
@@ -198,6 +207,7 @@ impl Agent {
             next_report: now,
             next_sample: now + SAMPLE_BUSY,
             wake_at: None,
+            gathers_since: None,
             exit: None,
             sampler,
             config,
@@ -208,7 +218,7 @@ impl Agent {
     async fn live(
         &mut self,
         mut inputs: Receiver<Input>,
-        mut overs: UnboundedReceiver<(RunId, Over)>,
+        overs: &Notify,
         mut outputs: UnboundedReceiver<(RunId, Stream)>,
         shutdown: CancellationToken,
     ) -> ExitReason {
@@ -223,6 +233,7 @@ impl Agent {
                 return reason;
             }
             let wake = self.wake_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600));
+            let look_at = self.gathers_since.map_or(wake, |since| since + LOOK_EVERY);
             tokio::select! {
                 () = shutdown.cancelled(), if !leaving => {
                     leaving = true;
@@ -237,13 +248,12 @@ impl Agent {
                         self.take(input, &mut out);
                     }
                 }
-                Some((run, over)) = overs.recv() => {
+                () = overs.notified() => {
                     sweep_at = sweep_at.min(Instant::now() + SWEEP_EVERY);
-                    let mut batch = vec![(run, over)];
-                    while let Ok(next) = overs.try_recv() {
-                        batch.push(next);
-                    }
-                    self.take_overs(batch, &mut out);
+                    self.take_overs(Instant::now(), &mut out);
+                }
+                () = tokio::time::sleep_until(look_at.into()), if self.gathers_since.is_some() => {
+                    self.take_overs(self.gathers_since.unwrap_or(look_at), &mut out);
                 }
                 Some((run, stream)) = outputs.recv() => {
                     self.session.printed(run, stream);
@@ -273,8 +283,12 @@ impl Agent {
     }
 
     fn now_us(&self) -> u64 {
+        self.us_of(Instant::now())
+    }
+
+    fn us_of(&self, time: Instant) -> u64 {
         // Half a million years fit.
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(time.saturating_duration_since(self.started).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Sends what was gathered, and carries out what there is to do, until nothing more follows from it.
@@ -308,6 +322,8 @@ impl Agent {
                     }
                 }
                 Effect::Start(run, input) => self.slots.start(*run, input),
+                Effect::StartNext(run, input) => self.slots.start_next(*run, input),
+                Effect::TakeBack(run) => self.slots.take_back(run),
                 Effect::Cancel(run) => self.slots.cancel(run),
                 Effect::ReadLog { read, run, stream, offset } => {
                     let piece = self.slots.read_log(run, stream, offset);
@@ -386,19 +402,24 @@ impl Agent {
         }
     }
 
-    fn take_overs(&mut self, batch: Vec<(RunId, Over)>, out: &mut Vec<Effect>) {
+    /// Takes the runs that are over, and that began to gather then.
+    fn take_overs(&mut self, since: Instant, out: &mut Vec<Effect>) {
+        let (batch, looks) = self.slots.take_overs();
+        self.gathers_since = looks.then(Instant::now);
+        if batch.is_empty() {
+            return;
+        }
         let sample = self.sample(out);
+        let since_us = self.us_of(since);
         let last = batch.len() - 1;
         for (at, (run, over)) in batch.into_iter().enumerate() {
-            self.slots.over(run);
-            let now_us = self.now_us();
             match over {
                 Over::Ended(mut ended) => {
                     // The last of a message is the one that counts.
                     ended.sample = sample.filter(|_| at == last);
-                    self.session.ended(now_us, run, ended, out);
+                    self.session.ended(since_us, run, ended, out);
                 }
-                Over::GaveBack(reason) => self.session.gave_back(now_us, run, &reason, out),
+                Over::GaveBack(reason) => self.session.gave_back(self.now_us(), run, &reason, out),
             }
         }
     }

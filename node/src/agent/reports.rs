@@ -47,6 +47,7 @@ impl Agent {
         let cores = reading.allotted_cores;
         self.reading = reading;
         if slots_of(cores) != slots_of(self.cores) {
+            self.slots.resize(slots_of(cores));
             self.session.resize(self.now_us(), slots_of(cores), out);
         }
         self.cores = cores;

@@ -21,7 +21,7 @@ pub(super) struct Draining {
 }
 
 impl Session {
-    pub(super) fn drain(&mut self, now_us: u64, own: bool, deadline_ms: Option<u64>) {
+    pub(super) fn drain(&mut self, now_us: u64, own: bool, deadline_ms: Option<u64>, out: &mut Vec<Effect>) {
         let deadline_us = deadline_ms.map(|ms| now_us.saturating_add(ms.saturating_mul(1_000)));
         let epoch = self.epoch;
         self.draining = Some(Draining { own, epoch, deadline_us, expired: false, give_up_us: None });
@@ -29,6 +29,7 @@ impl Session {
         if !waiting.is_empty() {
             self.hand_back("draining", waiting);
         }
+        self.take_back_ahead(out);
     }
 
     pub(super) fn drain_on(&mut self, now_us: u64, drain: &mut Draining, out: &mut Vec<Effect>) {

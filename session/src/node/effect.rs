@@ -15,6 +15,9 @@ pub struct Config {
     pub slots: u32,
     /// Slots' worth of runs that may wait for a slot; a run past these is handed back.
     pub max_waiting: u32,
+    /// Slots' worth of those that the executor is given ahead ([`Effect::StartNext`]), so that a slot goes on
+    /// without waiting for us; 0 for one that cannot.
+    pub max_ahead: u32,
     /// Runs taken and results kept, together; when full, new runs are handed back. At most 8,192, so that
     /// the list of them fits in the header of a hello.
     pub max_runs: usize,
@@ -36,12 +39,13 @@ pub struct LogPiece {
 }
 
 impl Config {
-    /// The bounds of a node with so many slots: as many runs may wait as run, at least 16.
+    /// The bounds of a node with so many slots: as many runs may wait as run, at least 16. None goes ahead.
     #[must_use]
     pub fn new(slots: u32) -> Self {
         Self {
             slots,
             max_waiting: slots.max(16),
+            max_ahead: 0,
             max_runs: 8_192,
             max_kept_bytes: 64 * 1024 * 1024,
             max_kept_log_bytes: 16 * 1024 * 1024,
@@ -79,7 +83,14 @@ pub enum Effect {
     Close(CloseReason),
     /// Start this run with this input; answered by [`Session::ended`](super::Session::ended) or [`Session::gave_back`](super::Session::gave_back).
     Start(Box<Run>, Bytes),
-    /// Stop this run; it is still answered by [`Session::ended`](super::Session::ended), once its slot is free.
+    /// Start this run, of one slot, in the place of the next run of one slot that ends, in the order in which
+    /// they were given; then as by [`Effect::Start`]. If one has ended that the session was not told of, that
+    /// is at once.
+    StartNext(Box<Run>, Bytes),
+    /// Give this run back by [`Session::gave_back`](super::Session::gave_back) if it waits for the end of another
+    /// one; if it does not, nothing is to be done.
+    TakeBack(RunId),
+    /// Stop this run, or end it if it waits for the end of another one; it is still answered by [`Session::ended`](super::Session::ended), once its slot is free.
     Cancel(RunId),
     /// Read what this run, which has started, has printed; answered by
     /// [`Session::log_read`](super::Session::log_read). Where there is nothing yet, the next that comes is told by

@@ -36,7 +36,7 @@ impl Session {
                 }
             }
             ToNode::Drain(Drain { deadline_ms, .. }) if !self.own_drain() => {
-                self.drain(now_us, false, deadline_ms);
+                self.drain(now_us, false, deadline_ms, out);
             }
             ToNode::Resume(_) if !self.own_drain() => self.draining = None,
             ToNode::LogRead(asked) => self.log_asked(now_us, asked),

@@ -15,7 +15,7 @@ mod runs;
 pub use drain::LEAVE_GRACE_US;
 pub use effect::{Bearer, Config, ConnectFailure, Effect, ExitReason, LogPiece, RegisterFailure};
 pub use logs::{LOG_WINDOW_BYTES, MAX_LOG_READS, MAX_LOG_WAIT_MS};
-pub use runs::Ended;
+pub use runs::{Ended, slots_of_run};
 
 use crate::{backoff::Backoff, close::CloseReason, outbox::Outbox};
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use protocol::{
     frame::split_frames,
     work::{HandBack, Hello, PING_INTERVAL_MS, RunRef, ToMaster, ToNode, VERSION},
 };
-use runs::{Runs, Unsent};
+use runs::{Runs, Startable, Unsent};
 
 /// The welcome must come within this after the channel opened.
 pub const WELCOME_TIMEOUT_US: u64 = 5_000_000;
@@ -245,7 +245,8 @@ impl Session {
     }
 
     /// A started run ended. A result over `MAX_RESULT_BYTES` fails it with `result_too_large`.
-    /// Its result goes out with the next [`Session::flush`].
+    /// Its result goes out with the next [`Session::flush`]. Of an executor that gathers ends itself `now_us` is
+    /// when it began to.
     pub fn ended(&mut self, now_us: u64, run: RunId, ended: Ended, out: &mut Vec<Effect>) {
         self.runs.ended(run, ended);
         self.reads.look(run, None);
@@ -264,9 +265,11 @@ impl Session {
         self.settle(now_us, out);
     }
 
-    /// The node has so many slots now. Runs that have started are not touched.
+    /// The node has so many slots now. Runs that have started are not touched; those that were given ahead go
+    /// back to the master, as they were meant for the slots that there were.
     pub fn resize(&mut self, now_us: u64, slots: u32, out: &mut Vec<Effect>) {
         self.runs.resize(slots);
+        self.take_back_ahead(out);
         self.settle(now_us, out);
     }
 
@@ -275,7 +278,7 @@ impl Session {
     pub fn leave(&mut self, now_us: u64, deadline_ms: Option<u64>, out: &mut Vec<Effect>) {
         if !self.own_drain() {
             self.tell_draining = true;
-            self.drain(now_us, true, deadline_ms);
+            self.drain(now_us, true, deadline_ms, out);
         }
         self.settle(now_us, out);
     }
@@ -346,7 +349,7 @@ impl Session {
     /// Whether results wait for others to go with.
     fn gathers(&self, now_us: u64) -> bool {
         self.results_due_us.is_some_and(|due_us| now_us < due_us)
-            && self.runs.waiting() > 0
+            && self.runs.has_backlog()
             && self.runs.unsent() < GATHERED
             && self.draining.is_none()
     }
@@ -449,6 +452,11 @@ impl Session {
         }
     }
 
+    /// Wants all runs back that were given ahead and have not begun.
+    fn take_back_ahead(&mut self, out: &mut Vec<Effect>) {
+        out.extend(self.runs.take_back_ahead().into_iter().map(Effect::TakeBack));
+    }
+
     fn hand_back(&mut self, reason: &str, runs: impl IntoIterator<Item = RunRef>) {
         match self.handbacks.iter_mut().find(|(known, _)| known == reason) {
             Some((_, list)) => list.extend(runs),
@@ -461,9 +469,10 @@ impl Session {
         if self.phase == Phase::Exited {
             return;
         }
-        for (header, input) in self.runs.startable(now_us) {
+        for Startable { header, input, ahead } in self.runs.startable(now_us) {
             self.reads.look(header.run, None);
-            out.push(Effect::Start(Box::new(header), input));
+            let header = Box::new(header);
+            out.push(if ahead { Effect::StartNext(header, input) } else { Effect::Start(header, input) });
         }
         if let Some(mut drain) = self.draining {
             self.drain_on(now_us, &mut drain, out);

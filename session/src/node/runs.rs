@@ -68,10 +68,28 @@ pub(super) enum Refusal {
 struct Active {
     task: TaskId,
     slots: u32,
+    /// The executor has it.
     started: bool,
+    /// It was given ahead, and may not have begun.
+    ahead: bool,
     /// Handed back or called committed while it ran: its slot is taken until it ends, its result is dropped.
     unwanted: bool,
     cancelled: bool,
+}
+
+/// A run to be started, or to be given ahead.
+#[derive(Debug)]
+pub(super) struct Startable {
+    pub(super) header: Run,
+    pub(super) input: Bytes,
+    pub(super) ahead: bool,
+}
+
+/// What the executor has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    runs: u64,
+    slots: u64,
 }
 
 #[derive(Debug)]
@@ -106,7 +124,8 @@ pub(super) struct Runs {
 }
 
 /// Slots of a run of so many cores: max(1, ⌈cores⌉).
-fn slots_of_run(cores: f64) -> u32 {
+#[must_use]
+pub fn slots_of_run(cores: f64) -> u32 {
     // The cast saturates; a run that is too wide for any node is then refused.
     cores.ceil().max(1.0) as u32
 }
@@ -173,8 +192,14 @@ impl Runs {
             self.forget(header.run);
             return Err(Refusal::Full(reason));
         }
-        let active =
-            Active { task: header.task, slots: need, started: false, unwanted: false, cancelled: false };
+        let active = Active {
+            task: header.task,
+            slots: need,
+            started: false,
+            ahead: false,
+            unwanted: false,
+            cancelled: false,
+        };
         self.active.insert(header.run, active);
         self.waiting.push_back(Waiting { header, input, taken_us: now_us });
         Ok(())
@@ -195,25 +220,59 @@ impl Runs {
     }
 
     /// Runs to start now, first come first served. A run wider than the node (which shrank) starts alone.
-    pub(super) fn startable(&mut self, now_us: u64) -> Vec<(Run, Bytes)> {
-        let mut used: u64 =
-            self.active.values().filter(|active| active.started).map(|active| u64::from(active.slots)).sum();
+    pub(super) fn startable(&mut self, now_us: u64) -> Vec<Startable> {
+        let mut given = self.given();
         let mut start = Vec::new();
-        while let Some(Waiting { mut header, input, taken_us }) = self.waiting.pop_front() {
-            let need = self.active.get(&header.run).map_or(0, |active| u64::from(active.slots));
-            if used > 0 && used + need > u64::from(self.config.slots) {
-                self.waiting.push_front(Waiting { header, input, taken_us });
+        while let Some(next) = self.waiting.front() {
+            let need = self.active.get(&next.header.run).map_or(0, |active| active.slots);
+            let ahead = given.slots > 0 && given.slots + u64::from(need) > u64::from(self.config.slots);
+            if ahead && !self.goes_ahead(need, given) {
                 break;
             }
-            used += need;
+            let Some(Waiting { mut header, input, taken_us }) = self.waiting.pop_front() else { break };
+            given.slots += u64::from(need);
+            given.runs += 1;
             if let Some(active) = self.active.get_mut(&header.run) {
-                active.started = true;
+                (active.started, active.ahead) = (true, ahead);
             }
             let waited_ms = now_us.saturating_sub(taken_us) / 1_000;
             header.deadline_in_ms = header.deadline_in_ms.map(|ms| ms.saturating_sub(waited_ms));
-            start.push((header, input));
+            start.push(Startable { header, input, ahead });
         }
         start
+    }
+
+    /// Whether a run of so many slots may be given ahead: where all runs are of one slot any of them can take
+    /// the place of any other.
+    fn goes_ahead(&self, need: u32, given: Given) -> bool {
+        let Config { slots, max_ahead, .. } = self.config;
+        need == 1 && given.runs == given.slots && given.slots < u64::from(slots) + u64::from(max_ahead)
+    }
+
+    /// What the executor has.
+    fn given(&self) -> Given {
+        let mut given = Given::default();
+        for active in self.active.values().filter(|active| active.started) {
+            given.slots += u64::from(active.slots);
+            given.runs += 1;
+        }
+        given
+    }
+
+    /// Whether more was taken than runs: a slot that gets free has something to do.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.waiting.is_empty() || self.given().slots > u64::from(self.config.slots)
+    }
+
+    /// Runs that were given ahead, whether they have begun or not; from now on they count as begun.
+    pub(super) fn take_back_ahead(&mut self) -> Vec<RunId> {
+        let ahead = self.active.iter_mut().filter(|(_, active)| active.ahead);
+        ahead
+            .map(|(&run, active)| {
+                active.ahead = false;
+                run
+            })
+            .collect()
     }
 
     /// Says whether the executor has to stop it. One that waits is over at once, as cancelled.

@@ -3,7 +3,7 @@
 use super::{Caller, Channel, ConnectFailure, Ev, NodeAnswer, NodeRequest, World};
 use crate::{coverage::Fault, master::ConnId, node::Begun};
 use bytes::Bytes;
-use protocol::{BootId, NodeId, RunId};
+use protocol::{BootId, NodeId, RunId, work::Run};
 use rand::Rng;
 use scheduler::event::Event;
 use session::node::{Bearer, ConnectFailure as Failure, Effect, RegisterFailure, Session};
@@ -55,23 +55,24 @@ impl World {
                 Effect::Send(message) => self.send_to_master(at, message),
                 Effect::Close(_) => self.close_by_node(at),
                 Effect::Start(run, input) => {
+                    self.obeys(at, run.epoch);
+                    self.begin_run(now_us, at, &run, &input);
+                }
+                Effect::StartNext(run, input) => {
+                    self.obeys(at, run.epoch);
+                    self.nodes[at].begin_later(run, input);
+                    self.begin_next(now_us, at);
+                }
+                Effect::TakeBack(run) => {
                     let node = &mut self.nodes[at];
-                    if run.epoch < node.obeyed_epoch {
-                        self.history.violations.push(format!(
-                            "node-{at} obeyed epoch {} after {}",
-                            run.epoch, node.obeyed_epoch
-                        ));
+                    if node.take_back(run)
+                        && let Some(session) = node.session.as_mut()
+                    {
+                        let mut effects = Vec::new();
+                        session.gave_back(now_us, run, "not begun", &mut effects);
+                        session.flush(now_us, &mut effects);
+                        self.node_effects(now_us, at, effects);
                     }
-                    node.obeyed_epoch = run.epoch;
-                    let (id, task) = (run.run, run.task);
-                    match node.begin(now_us, &run, &input) {
-                        Some(Begun::Ends(ends_us)) => self.agenda.at(ends_us, Ev::RunEnds(at, life, id)),
-                        Some(Begun::EndsNode(ends_us)) => {
-                            self.agenda.at(ends_us, Ev::RunEndsNode(at, life, id));
-                        }
-                        None => {}
-                    }
-                    self.trace(|| format!("node-{at} begins {task} as {id}"));
                 }
                 Effect::Cancel(run) => {
                     self.nodes[at].cancel(run);
@@ -82,6 +83,33 @@ impl World {
                 Effect::WakeAt(us) => self.agenda.at(us, Ev::NodeWake(at, life)),
                 Effect::Exit(_) => self.kill_node(now_us, at),
             }
+        }
+    }
+
+    /// A node takes an order of this epoch.
+    fn obeys(&mut self, at: usize, epoch: u64) {
+        let node = &mut self.nodes[at];
+        if epoch < node.obeyed_epoch {
+            let before = node.obeyed_epoch;
+            self.history.violations.push(format!("node-{at} obeyed epoch {epoch} after {before}"));
+        }
+        node.obeyed_epoch = epoch;
+    }
+
+    fn begin_run(&mut self, now_us: u64, at: usize, run: &Run, input: &Bytes) {
+        let (life, id, task) = (self.nodes[at].life, run.run, run.task);
+        match self.nodes[at].begin(now_us, run, input) {
+            Some(Begun::Ends(ends_us)) => self.agenda.at(ends_us, Ev::RunEnds(at, life, id)),
+            Some(Begun::EndsNode(ends_us)) => self.agenda.at(ends_us, Ev::RunEndsNode(at, life, id)),
+            None => {}
+        }
+        self.trace(|| format!("node-{at} begins {task} as {id}"));
+    }
+
+    /// Free slots of a node begin what waits for one.
+    fn begin_next(&mut self, now_us: u64, at: usize) {
+        while let Some((run, input)) = self.nodes[at].take_next() {
+            self.begin_run(now_us, at, &run, &input);
         }
     }
 
@@ -294,6 +322,7 @@ impl World {
         }
         let Some(ended) = node.end(now_us, run) else { return };
         self.trace(|| format!("node-{at} ends {run}"));
+        self.begin_next(now_us, at);
         self.node_event(now_us, at, life, Ev::RunEnds(at, life, run), |session, out| {
             session.ended(now_us, run, ended, out)
         });
