@@ -106,6 +106,8 @@ pub struct Ledger {
     runs: BTreeMap<RunId, Entry>,
     slots: u32,
     memory_bytes: u64,
+    /// Asked for many times for each run that comes or goes.
+    busy_cores: f64,
     drained_us: u64,
     periods: Periods,
 }
@@ -120,6 +122,7 @@ impl Ledger {
             self.periods.begins(run, entry.cores);
         }
         self.runs.insert(run, entry);
+        self.sum_busy();
     }
 
     /// A run is no longer there.
@@ -128,7 +131,13 @@ impl Ledger {
         self.periods.ends(run);
         self.slots -= entry.slots;
         self.memory_bytes -= entry.memory_bytes;
+        self.sum_busy();
         Some(entry)
+    }
+
+    /// Summed anew each time, so that no error of rounding stays.
+    fn sum_busy(&mut self) {
+        self.busy_cores = self.runs.values().filter(|entry| entry.wants_cpu()).map(|entry| entry.cores).sum();
     }
 
     /// A run that had the node to itself takes only so many slots from now on. Gives how many it took before.
@@ -140,9 +149,10 @@ impl Ledger {
         Some(before)
     }
 
-    /// A run, to be marked.
-    pub fn get_mut(&mut self, run: RunId) -> Option<&mut Entry> {
-        self.runs.get_mut(&run)
+    /// A run was told to stop. Says whether it is there.
+    pub fn cancelling(&mut self, run: RunId) -> bool {
+        let entry = self.runs.get_mut(&run);
+        entry.map(|entry| entry.cancelling = true).is_some()
     }
 
     /// A run.
@@ -182,8 +192,8 @@ impl Ledger {
 
     /// M: threads that want CPU.
     #[must_use]
-    pub fn busy_cores(&self) -> f64 {
-        self.runs.values().filter(|entry| entry.wants_cpu()).map(|entry| entry.cores).sum()
+    pub const fn busy_cores(&self) -> f64 {
+        self.busy_cores
     }
 
     /// Time passed: what ran meanwhile is taken off what is left.

@@ -205,8 +205,7 @@ impl Core {
     /// A run is told to stop; its slot stays taken until it has.
     pub(super) fn stop_run(&mut self, now: Now, node: NodeId, run: RunId, out: &mut Vec<Effect>) {
         let Some(state) = self.nodes.get_mut(&node) else { return };
-        if let Some(entry) = state.ledger.get_mut(run) {
-            entry.cancelling = true;
+        if state.ledger.cancelling(run) {
             self.timers.insert((now.mono_us + STOP_GRACE_US, Timer::Stopped(node, run)));
         }
         self.order(node, Order::Cancel { run }, out);
