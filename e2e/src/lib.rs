@@ -25,6 +25,7 @@ pub mod masters;
 pub mod postgres;
 pub mod power;
 pub mod program;
+pub mod relay;
 
 pub use access::Access;
 pub use cluster::{Cluster, Node};

@@ -7,7 +7,9 @@ use e2e::{
     chaos::stage::{Actor, Stage},
     evenkeel_binary, eventually,
     masters::Ground,
-    postgres, run, try_run,
+    postgres,
+    relay::{Cut, Relay},
+    run, try_run,
 };
 use std::{
     fs::{self, File},
@@ -77,6 +79,18 @@ impl Master {
         let token = self.folder.path().join("token");
         command.args(["submit", "--detach", "fib", "20", "--master", &self.url, "--token-file"]).arg(token);
         try_run(command.env("EVENKEEL_STATE_DIR", self.folder.path().join("client")), "")
+    }
+
+    /// Submits as a client that cannot repeat it; status and body.
+    fn post_without_key(&self) -> (String, String) {
+        let token = fs::read_to_string(self.folder.path().join("token")).unwrap();
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-m", "60", "-w", "\n%{http_code}", "-d", r#"{"kind":"fib","input":{"n":20}}"#]);
+        curl.args(["-H", "Content-Type: application/json", "-H"]);
+        curl.arg(format!("Authorization: Bearer {}", token.trim())).arg(format!("{}/v1/tasks", self.url));
+        let ran = try_run(&mut curl, "");
+        let (body, status) = ran.stdout.rsplit_once('\n').unwrap_or(("", "none"));
+        (status.to_owned(), body.to_owned())
     }
 
     /// Submits until one is refused; what was acknowledged, and the refusal.
@@ -195,6 +209,48 @@ fn a_database_server_that_goes_away_is_waited_for_and_its_password_is_never_said
     for text in said {
         assert!(!text.contains(postgres::PASSWORD), "{text}");
     }
+}
+
+/// A master whose connections to its server pass through the relay.
+fn master_behind(relay: &Relay, server: &Postgres) -> Master {
+    let store = server.database().replace(&format!(":{}/", server.port()), &format!(":{}/", relay.port));
+    let mut command = Command::new(evenkeel_binary());
+    command.args(["master", "--lease", "60s"]);
+    Master::start(command, |command| {
+        command.env("EVENKEEL_STORE", store);
+    })
+}
+
+/// How many tasks there are.
+fn count(master: &Master) -> usize {
+    let listed: serde_json::Value = serde_json::from_str(&master.listed()).unwrap();
+    listed["items"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_submit_whose_commit_was_not_answered_is_told_what_became_of_it() {
+    let server = Postgres::start();
+    let relay = Relay::start(server.port());
+    let master = master_behind(&relay, &server);
+    relay.cut_next(Cut::After, false);
+    let (status, body) = master.post_without_key();
+    assert_eq!((status.as_str(), relay.cuts(), count(&master)), ("202", 1, 1), "{body}");
+    relay.cut_next(Cut::Before, false);
+    let (status, body) = master.post_without_key();
+    assert_eq!((status.as_str(), relay.cuts(), count(&master)), ("503", 2, 1), "{body}");
+    assert!(!body.contains("not known"), "{body}");
+    // A client with a key repeats it.
+    relay.cut_next(Cut::Before, false);
+    let ran = master.submit();
+    assert_eq!((ran.code, relay.cuts(), count(&master)), (0, 3, 2), "{ran:?}");
+
+    // Nobody can be asked for longer than the master asks.
+    relay.cut_next(Cut::After, true);
+    let (status, body) = master.post_without_key();
+    assert!(status == "502" && body.contains("leader-lost") && body.contains("is not known"), "{body}");
+    relay.open();
+    master.wait_until_ready();
+    assert_eq!(count(&master), 3, "the master has read what is there");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The store as one leadership has it: nothing is written once that is over.
 //!
 //! The database refuses what comes with an old epoch by itself. This keeps a master that stood still from even
-//! asking, and ends the leadership of one that hears of its successor this way first.
+//! asking, and ends the leadership of one that hears of its successor this way first. So does a commit of which
+//! nobody knows what became: whoever leads next, this one or another, reads what is there.
 
 use super::tenure::Tenure;
 use crate::store::{Doing, EndedTask, Store, StoreError, StoredPiece, StoredPool, StoredToken};
@@ -30,7 +31,10 @@ impl Fenced {
         let writing = write(&*self.store);
         Box::pin(async move {
             let written = writing.await;
-            if written.as_ref().is_err_and(StoreError::is_deposed) {
+            if let Err(error) = &written
+                && error.ends_the_lead()
+            {
+                tracing::warn!(%error, epoch = self.epoch, "this master gives the lead up");
                 self.tenure.end();
             }
             written

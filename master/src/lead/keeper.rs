@@ -103,7 +103,10 @@ fn may_pass(error: &Error) -> bool {
     match error {
         Error::Store(error) => matches!(
             error,
-            StoreError::Database { .. } | StoreError::Timeout { .. } | StoreError::Deposed { .. }
+            StoreError::Database { .. }
+                | StoreError::Timeout { .. }
+                | StoreError::Deposed { .. }
+                | StoreError::Unknown { .. }
         ),
         _ => false,
     }

@@ -135,7 +135,15 @@ impl Db {
         sql: impl Into<Cow<'static, str>>,
         values: Vec<Value>,
     ) -> Result<u64, StoreError> {
-        let sql = sql.into();
+        self.execute_text(what, sql.into(), values).await
+    }
+
+    async fn execute_text(
+        &mut self,
+        what: &'static str,
+        sql: Cow<'static, str>,
+        values: Vec<Value>,
+    ) -> Result<u64, StoreError> {
         let changed = match self {
             Self::Sqlite(db) => {
                 bound!(Sqlite, sql, values).execute(&mut **db).await.map(|done| done.rows_affected())
@@ -154,9 +162,20 @@ impl Db {
         what: &'static str,
         sql: impl Into<Cow<'static, str>>,
         values: Vec<Value>,
-        mut take: impl FnMut(&Row) -> Result<(), StoreError>,
+        mut take: impl FnMut(&Row) -> Result<(), StoreError> + Send,
     ) -> Result<(), StoreError> {
-        let (sql, failed) = (sql.into(), StoreError::database(what));
+        self.rows(what, sql.into(), values, &mut take).await
+    }
+
+    /// As [`Db::each`]; once in the program, and not for each of its callers.
+    async fn rows(
+        &mut self,
+        what: &'static str,
+        sql: Cow<'static, str>,
+        values: Vec<Value>,
+        take: &mut (dyn FnMut(&Row) -> Result<(), StoreError> + Send),
+    ) -> Result<(), StoreError> {
+        let failed = StoreError::database(what);
         match self {
             Self::Sqlite(db) => {
                 let mut rows = bound!(Sqlite, sql, values).fetch(&mut **db);
@@ -175,12 +194,12 @@ impl Db {
     }
 
     /// All rows of an answer, each made into something.
-    pub(super) async fn all<T>(
+    pub(super) async fn all<T: Send>(
         &mut self,
         what: &'static str,
         sql: impl Into<Cow<'static, str>>,
         values: Vec<Value>,
-        mut make: impl FnMut(&Row) -> Result<T, StoreError>,
+        mut make: impl FnMut(&Row) -> Result<T, StoreError> + Send,
     ) -> Result<Vec<T>, StoreError> {
         let mut all = Vec::new();
         let take = |row: &Row| {
@@ -192,12 +211,12 @@ impl Db {
     }
 
     /// The one row of an answer, or none.
-    pub(super) async fn one<T>(
+    pub(super) async fn one<T: Send>(
         &mut self,
         what: &'static str,
         sql: impl Into<Cow<'static, str>>,
         values: Vec<Value>,
-        make: impl FnMut(&Row) -> Result<T, StoreError>,
+        make: impl FnMut(&Row) -> Result<T, StoreError> + Send,
     ) -> Result<Option<T>, StoreError> {
         Ok(self.all(what, sql, values, make).await?.pop())
     }

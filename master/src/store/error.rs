@@ -18,6 +18,14 @@ pub enum StoreError {
         /// The epoch that is no longer the current one.
         epoch: u64,
     },
+    /// A commit was sent, and what became of it could not be told in time.
+    #[error(
+        "whether it was written is not known: the server did not answer its commit, nor what became of it ({why})"
+    )]
+    Unknown {
+        /// What asking met last.
+        why: String,
+    },
     /// A newer program has written it.
     #[error("{place} was written by a newer version of this program (schema {version}); use that version")]
     Newer {
@@ -87,10 +95,16 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether another master has taken over.
-    pub(crate) fn is_deposed(&self) -> bool {
+    pub(crate) const fn is_deposed(&self) -> bool {
+        matches!(self, Self::Deposed { .. })
+    }
+
+    /// Whether this master may not go on from what it knows: another one has taken over, or the store may have more
+    /// than this one thinks.
+    pub(crate) fn ends_the_lead(&self) -> bool {
         match self {
-            Self::Deposed { .. } => true,
-            Self::Tried(error) => error.is_deposed(),
+            Self::Deposed { .. } | Self::Unknown { .. } => true,
+            Self::Tried(error) => error.ends_the_lead(),
             _ => false,
         }
     }

@@ -66,9 +66,11 @@ pub(crate) type StoredToken = ([u8; 32], TokenInfo);
 /// Name, revision and spec of a pool.
 pub(crate) type StoredPool = (String, u64, PoolSpec);
 
-/// What outlives the process. Every call ends within [`STORE_TIMEOUT`] or fails with [`StoreError::Timeout`].
+/// What outlives the process. Every call ends within [`STORE_TIMEOUT`] or fails with [`StoreError::Timeout`]; of a
+/// write its commit has as long again, and where a server does not answer that, it is asked for a while what became of it.
 pub(crate) trait Store: Send + Sync {
-    /// Writes all of these in one transaction, in order, and waits until they are on disk.
+    /// Writes all of these in one transaction, in order, and waits until they are on disk. After
+    /// [`StoreError::Unknown`] they may be there.
     fn commit<'a>(&'a self, ops: &'a [Op]) -> Doing<'a, ()>;
 
     /// A task that has ended, whole.

@@ -15,10 +15,19 @@ use scheduler::{
     record::{Op, Recovered},
 };
 use std::{fs::File, sync::Arc, time::Duration};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout_at},
+};
 
 /// How long the outcome of a trial write is answered again.
 const TRIAL_KEPT: Duration = Duration::from_secs(1);
+
+/// Within this a server tells what became of a transaction whose commit it did not answer. One that it waits for is
+/// ended by it before that (`idle_in_transaction_session_timeout`).
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Writes something that counts for nothing. It has to differ: where a value stays as it is SQLite writes nothing.
 const TRIAL: &str = "UPDATE usage SET trials = trials + 1";
@@ -42,20 +51,39 @@ pub(super) struct Transaction<'a> {
     pub(super) db: Taken<'a>,
     /// Bytes that are kept at its begin.
     pub(super) kept: Grown,
+    /// By which a server knows it.
+    id: Option<String>,
+    store: &'a Sql,
 }
 
 impl Transaction<'_> {
     /// Commits, with what is kept more or less by it. One that is only dropped never was.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] if it may have been committed; after any other error it was not. (Of SQLite nothing is
+    /// known after [`StoreError::Timeout`].)
     pub(super) async fn commit(mut self, grown: Grown) -> Result<(), StoreError> {
-        if grown != Grown::default() {
-            let kept = |before: i64, more: i64| Value::from(before.saturating_add(more).max(0));
-            let values = vec![kept(self.kept.tasks, grown.tasks), kept(self.kept.logs, grown.logs)];
-            let sql = "UPDATE usage SET task_bytes = $1, log_bytes = $2";
-            self.db.execute("count what is kept", sql, values).await?;
+        let committing = within("commit a transaction", async {
+            if grown != Grown::default() {
+                let kept = |before: i64, more: i64| Value::from(before.saturating_add(more).max(0));
+                let values = vec![kept(self.kept.tasks, grown.tasks), kept(self.kept.logs, grown.logs)];
+                let sql = "UPDATE usage SET task_bytes = $1, log_bytes = $2";
+                self.db.execute("count what is kept", sql, values).await?;
+            }
+            self.db.commit().await
+        });
+        match (committing.await, self.id) {
+            (Ok(()), _) => {
+                self.db.keep();
+                Ok(())
+            }
+            (Err(error), None) => Err(error),
+            // A connection that breaks says nothing of what came through before.
+            (Err(error), Some(id)) => {
+                drop(self.db);
+                self.store.became(&id, error).await
+            }
         }
-        self.db.commit().await?;
-        self.db.keep();
-        Ok(())
     }
 }
 
@@ -98,17 +126,53 @@ impl Sql {
         let sql = match db.kind() {
             Kind::Sqlite => "SELECT task_bytes, log_bytes FROM master, usage WHERE epoch = $1",
             Kind::Postgres => {
-                "SELECT task_bytes, log_bytes FROM master, usage WHERE epoch = $1 FOR KEY SHARE OF master"
+                "SELECT task_bytes, log_bytes, CAST(pg_current_xact_id() AS TEXT) AS id FROM master, usage
+                 WHERE epoch = $1 FOR KEY SHARE OF master"
             }
         };
-        let kept = |row: &Row| {
-            let bytes = |column| row.try_get(column).map_err(StoreError::database(what));
-            Ok(Grown { tasks: bytes("task_bytes")?, logs: bytes("log_bytes")? })
+        let kind = db.kind();
+        let begun = |row: &Row| {
+            let failed = StoreError::database(what);
+            let bytes = |column| row.try_get(column).map_err(&failed);
+            let kept = Grown { tasks: bytes("task_bytes")?, logs: bytes("log_bytes")? };
+            let id = (kind == Kind::Postgres).then(|| row.try_get("id").map_err(&failed)).transpose()?;
+            Ok((kept, id))
         };
-        match db.one(what, sql, vec![self.epoch.cast_signed().into()], kept).await? {
-            Some(kept) => Ok(Transaction { db, kept }),
+        match db.one(what, sql, vec![self.epoch.cast_signed().into()], begun).await? {
+            Some((kept, id)) => Ok(Transaction { db, kept, id, store: self }),
             None => Err(StoreError::Deposed { epoch: self.epoch }),
         }
+    }
+
+    /// What became of a transaction whose commit failed with this error: asks the server until it tells.
+    async fn became(&self, id: &str, error: StoreError) -> Result<(), StoreError> {
+        let end = Instant::now() + TOLD_WITHIN;
+        let mut why = error.to_string();
+        loop {
+            match timeout_at(end, self.status(id)).await {
+                Ok(Ok(Some(status))) if status == "committed" => {
+                    tracing::warn!(%error, "the answer to a commit was lost; it is there");
+                    return Ok(());
+                }
+                Ok(Ok(Some(status))) if status == "aborted" => return Err(error),
+                Ok(Ok(_)) => why = "its server has not finished it".to_owned(),
+                Ok(Err(failed)) => why = failed.to_string(),
+                Err(_) => return Err(StoreError::Unknown { why }),
+            }
+            if timeout_at(end, sleep(ASK_EVERY)).await.is_err() {
+                return Err(StoreError::Unknown { why });
+            }
+        }
+    }
+
+    async fn status(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let what = "ask what became of a transaction";
+        let mut db = self.writer.take().await?;
+        let sql = "SELECT pg_xact_status(CAST($1 AS xid8)) AS status";
+        let status = |row: &Row| row.try_get("status").map_err(StoreError::database(what));
+        let found = db.one(what, sql, vec![id.to_owned().into()], status).await?;
+        db.keep();
+        Ok(found.flatten())
     }
 
     /// Executes a few statements in one transaction.
@@ -117,25 +181,33 @@ impl Sql {
         what: &'static str,
         statements: Vec<(&'static str, Vec<Value>)>,
     ) -> Result<(), StoreError> {
-        within(what, async {
+        let transaction = within(what, async {
             let mut transaction = self.begin().await?;
             for (sql, values) in statements {
                 transaction.db.execute(what, sql, values).await?;
             }
-            transaction.commit(Grown::default()).await
-        })
-        .await
+            Ok(transaction)
+        });
+        transaction.await?.commit(Grown::default()).await
     }
 
     async fn write_all(&self, ops: &[Op]) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        let grown = write::apply(&mut transaction.db, &needed(ops)).await?;
+        let written = within("write what is to be committed", async {
+            let mut transaction = self.begin().await?;
+            let grown = write::apply(&mut transaction.db, &needed(ops)).await?;
+            Ok((transaction, grown))
+        });
+        let (transaction, grown) = written.await?;
         transaction.commit(grown).await
     }
 
     async fn forget_some(&self, now: Timestamp) -> Result<bool, StoreError> {
-        let mut transaction = self.begin().await?;
-        let forgotten = forget::some(&mut transaction, now, self.max_bytes).await?;
+        let forgetting = within("forget what is old", async {
+            let mut transaction = self.begin().await?;
+            let forgotten = forget::some(&mut transaction, now, self.max_bytes).await?;
+            Ok((transaction, forgotten))
+        });
+        let (transaction, forgotten) = forgetting.await?;
         transaction.commit(forgotten.grown).await?;
         // Where nothing was left to remove, looking again would find nothing either.
         Ok(forgotten.rows > 0)
@@ -148,7 +220,7 @@ impl Sql {
 
 impl Store for Sql {
     fn commit<'a>(&'a self, ops: &'a [Op]) -> Doing<'a, ()> {
-        Box::pin(within("commit a transaction", self.write_all(ops)))
+        Box::pin(self.write_all(ops))
     }
 
     fn ended_task(&self, id: TaskId) -> Doing<'_, Option<EndedTask>> {
@@ -242,7 +314,7 @@ impl Store for Sql {
     }
 
     fn forget(&self, now: Timestamp) -> Doing<'_, bool> {
-        Box::pin(within("forget what is old", self.forget_some(now)))
+        Box::pin(self.forget_some(now))
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn whoever_was_deposed_writes_nothing_more(home: &Home) {
     ];
     for outcome in outcomes {
         let error = outcome.expect_err("it was deposed");
-        assert!(error.is_deposed(), "{error}");
+        assert!(error.ends_the_lead(), "{error}");
     }
     assert!(matches!(ground.lead(epoch).await.err(), Some(StoreError::Deposed { .. })));
     drop(old);
