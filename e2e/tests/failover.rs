@@ -2,9 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use e2e::{Masters, eventually, try_run};
+use e2e::{
+    Masters,
+    chaos::stage::{Actor, Stage},
+    eventually,
+    masters::Ground,
+    try_run,
+};
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     process::{Child, Stdio},
     thread,
     time::Duration,
@@ -222,12 +229,54 @@ fn a_standby_forwards_by_tls_and_takes_over_with_the_same_ca() {
 }
 
 #[test]
-fn the_compose_file_for_two_masters_is_one() {
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut compose = std::process::Command::new("docker-compose");
-    compose.arg("-f").arg(file.join("docker/compose.failover.yaml")).arg("config");
-    let shown = e2e::run(compose.env("EVENKEEL_USER", "1000:1000").env("DATABASE_PASSWORD", "secret"));
-    for service in ["database:", "master-a:", "master-b:"] {
-        assert!(shown.contains(service), "{shown}");
-    }
+fn a_manager_goes_on_with_whichever_master_leads() {
+    let mut stage = Stage::raise(Ground::Postgres(2), 2, &[]);
+    let ids = |stage: &Stage| {
+        let mut ids: Vec<String> = stage.nodes().iter().map(|node| node["id"].to_string()).collect();
+        ids.sort();
+        ids
+    };
+    let before = ids(&stage);
+    let first = stage.leader();
+    stage.kill(Actor::Master(first));
+    stage.wait_for_nodes(2);
+    assert_eq!(ids(&stage), before, "adopted, not made anew");
+    // What is wished of the next one is done, and what dies under it is replaced.
+    stage.scale(3);
+    let pids = stage.node_pids();
+    stage.kill_node(0);
+    eventually("it is replaced", 30, || {
+        let now = stage.node_pids();
+        let fresh = now.iter().filter(|pid| !pids.contains(pid)).count();
+        if (now.len(), fresh) == (3, 1) { Ok(()) } else { Err(format!("{pids:?}, then {now:?}")) }
+    });
+    stage.wait_for_nodes(3);
+    // And back again.
+    stage.start_missing();
+    stage.kill(Actor::Master(1 - first));
+    assert_eq!(stage.leader(), first);
+    stage.scale(1);
+    assert_eq!(stage.evenkeel(&["submit", "-o", "value", "fib", "20"]), "6765");
+}
+
+#[test]
+fn a_log_is_followed_from_one_leader_to_the_next_without_a_gap() {
+    const LINES: u32 = 40;
+    let mut cluster = Masters::start(2, 1, "2s");
+    let script = format!("i=1; while [ $i -le {LINES} ]; do echo $i; i=$((i+1)); sleep 0.2; done");
+    let id = cluster.evenkeel(&["submit", "--detach", "run", "--", "/bin/sh", "-c", &script]);
+    let mut command = cluster.command(&cluster.all_urls());
+    command.args(["task", "logs", "-f", &id]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut following = command.spawn().unwrap();
+    let mut printed = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut followed: Vec<String> = printed.by_ref().take(5).map(Result::unwrap).collect();
+    let first = cluster.leader();
+    cluster.end(first, "KILL");
+    followed.extend(printed.map(Result::unwrap));
+    let output = following.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let all: Vec<String> = (1..=LINES).map(|line| line.to_string()).collect();
+    assert_eq!(followed, all);
+    assert_eq!(cluster.task(&id)["attempt"], 1);
+    assert_eq!(cluster.leader(), 1 - first);
 }

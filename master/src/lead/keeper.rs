@@ -28,8 +28,8 @@ pub(crate) struct Keeper {
     front: Front,
     lease: Lease,
     calling: Option<BoxFuture<'static, Called>>,
-    /// Whether the last call failed, so that a database that is away is told of once.
-    failing: bool,
+    /// Why the last call failed, so that each reason is told of once.
+    failing: Option<String>,
     reign: Option<Reign>,
     /// The program ends.
     stopping: bool,
@@ -128,7 +128,7 @@ impl Keeper {
             front,
             lease,
             calling: None,
-            failing: false,
+            failing: None,
             reign: None,
             stopping: false,
             ended: Ok(()),
@@ -228,14 +228,14 @@ impl Keeper {
     }
 
     fn called(&mut self, (answer, leader, error): Called) {
-        match (&error, self.failing) {
-            (Some(error), false) => {
-                tracing::warn!(%error, "the database does not say who leads; asking again")
+        let failing = error.map(|error| error.to_string());
+        if failing != self.failing {
+            match &failing {
+                Some(error) => tracing::warn!(error, "the database does not say who leads; asking again"),
+                None => tracing::info!("the database says again who leads"),
             }
-            (None, true) => tracing::info!("the database says again who leads"),
-            _ => {}
+            self.failing = failing;
         }
-        self.failing = error.is_some();
         // Who led when it was last heard of may well still do, and is followed on.
         self.step(Event::Answered { answer, fraction: fraction() });
         if let Some(leader) = leader.filter(|_| self.reign.is_none()) {
