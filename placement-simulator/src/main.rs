@@ -64,22 +64,32 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     let threads = arguments.threads.map_or_else(thread::available_parallelism, Ok)?;
     let started = Instant::now();
-    let results = many::run(&plan, arguments.seeds, threads, |scenario, seed| {
-        progress(&format!("{:>5} s: {scenario}, seed {seed}", started.elapsed().as_secs()));
-    });
-    let head = format!(
-        "{} seeds each. Slowdown: time from arrival to result ÷ the time alone on the largest node.\n",
-        arguments.seeds
-    );
-    let tables: Vec<_> = plan.iter().map(|(scenario, _)| table::setting(&results, scenario)).collect();
-    let text = format!("{head}\n{}\n{}", table::goals(&results), tables.join("\n"));
-    say(&text);
-    if let Some(folder) = &arguments.write {
-        fs::create_dir_all(folder)?;
-        fs::write(folder.join("tables.md"), &text)?;
-        plots::draw(&results, folder)?;
+    let mut results = many::Results::new();
+    let mut text = String::new();
+    for done in 1..=plan.len() {
+        let setting = &plan[done - 1..done];
+        results.extend(many::run(setting, arguments.seeds, threads, |scenario, seed| {
+            progress(&format!("{:>5} s: {scenario}, seed {seed}", started.elapsed().as_secs()));
+        }));
+        text = tables(arguments.seeds, &results, &plan[..done]);
+        // As it goes, so that a run which is stopped leaves what it has found.
+        if let Some(folder) = &arguments.write {
+            fs::create_dir_all(folder)?;
+            fs::write(folder.join("tables.md"), &text)?;
+            plots::draw(&results, folder)?;
+        }
     }
+    say(&text);
     Ok(())
+}
+
+fn tables(seeds: u64, results: &many::Results, done: &[(Scenario, Vec<&'static str>)]) -> String {
+    let settings: Vec<_> = done.iter().map(|(scenario, _)| table::setting(results, scenario)).collect();
+    format!(
+        "{seeds} seeds each. Slowdown: time from arrival to result ÷ the time alone on the largest node.\n\n{}\n{}",
+        table::goals(results),
+        settings.join("\n")
+    )
 }
 
 fn main() -> ExitCode {
