@@ -164,7 +164,6 @@ pub enum CpuSource {
 
 /// Memory of the node's own container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct MemorySample {
     /// In use now.
     pub used_bytes: u64,

@@ -171,7 +171,6 @@ impl From<ResourceRequest> for Resources {
 
 /// What a task takes while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Resources {
     /// Threads that the task keeps busy; 1.0 if nobody says otherwise.
     pub cores: f64,
