@@ -1,5 +1,6 @@
-//! Whether a cluster under load stays the size it is: memory of master, manager and nodes, and bytes of the store, once a
-//! minute: `cargo run --release -p e2e --example soak -- [MINUTES]`.
+//! Whether a cluster under load stays the size it is: memory of masters, manager and nodes, and bytes of the store, once a
+//! minute: `cargo run --release -p e2e --example soak -- [MINUTES] [MASTERS]`. One master stores in SQLite; several share
+//! a PostgreSQL server.
 //!
 //! Clients submit tasks that are stored, and wait for them. The store's bound is set so low that it is reached in the first
 //! minutes. At the end the medians of the second and the last quarter are printed side by side.
@@ -31,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 const NODES: usize = 3;
 const STORE_MAX: &str = "16MiB";
 
-/// One look: tasks that ended so far, and MiB of master, manager, nodes and store.
+/// One look: tasks that ended so far, and MiB of masters, manager, nodes and store.
 #[derive(Clone, Copy)]
 struct Look {
     ended: u64,
@@ -45,18 +46,25 @@ fn rss_mib(pid: u32) -> f64 {
     kib / 1024.0
 }
 
-fn look(stage: &Stage, ended: u64) -> Look {
-    let files = fs::read_dir(stage.file("")).unwrap().flatten();
-    let store = files.filter(|file| file.file_name().to_string_lossy().starts_with("evenkeel.db"));
-    let store: u64 = store.map(|file| file.metadata().map_or(0, |data| data.len())).sum();
+fn store_bytes(stage: &Stage, ground: Ground) -> u64 {
+    match ground {
+        Ground::Sqlite => {
+            let files = fs::read_dir(stage.file("")).unwrap().flatten();
+            let store = files.filter(|file| file.file_name().to_string_lossy().starts_with("evenkeel.db"));
+            store.map(|file| file.metadata().map_or(0, |data| data.len())).sum()
+        }
+        // Tables and indexes with what is dead in them; the server's log is its own affair.
+        Ground::Postgres(_) => {
+            stage.sql("SELECT pg_database_size(current_database())").trim().parse().unwrap()
+        }
+    }
+}
+
+fn look(stage: &Stage, ground: Ground, ended: u64) -> Look {
+    let masters = (0..stage.count()).map(|at| rss_mib(stage.pid_of(Actor::Master(at)))).sum();
     let nodes = stage.node_pids().into_iter().map(rss_mib).sum();
-    let mib = [
-        rss_mib(stage.pid_of(Actor::Master(0))),
-        rss_mib(stage.pid_of(Actor::Manager)),
-        nodes,
-        store as f64 / f64::from(1 << 20),
-    ];
-    Look { ended, mib }
+    let store = store_bytes(stage, ground) as f64 / f64::from(1 << 20);
+    Look { ended, mib: [masters, rss_mib(stage.pid_of(Actor::Manager)), nodes, store] }
 }
 
 /// Submits and waits until `end`; counts what succeeded, and panics if anything else is answered.
@@ -89,9 +97,13 @@ fn median(looks: &[Look], which: usize) -> f64 {
 }
 
 fn main() {
-    let minutes: u64 =
-        std::env::args().nth(1).map_or(30, |argument| argument.parse().expect("a number of minutes"));
-    let stage = Stage::raise(Ground::Sqlite, NODES, &["--store-max-bytes", STORE_MAX]);
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u32>().expect("a number"));
+    let minutes: u64 = arguments.next().unwrap_or(30).into();
+    let ground = match arguments.next() {
+        None | Some(1) => Ground::Sqlite,
+        Some(masters) => Ground::Postgres(usize::try_from(masters).expect("a number of masters")),
+    };
+    let stage = Stage::raise(ground, NODES, &["--store-max-bytes", STORE_MAX]);
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     let ended = Arc::new(AtomicU64::new(0));
     let (url, token, count) = (stage.urls[0].clone(), stage.token(), Arc::clone(&ended));
@@ -106,10 +118,10 @@ fn main() {
         });
     });
     let mut looks = Vec::new();
-    println!("minute  tasks   master  manager  nodes  store (MiB)");
+    println!("{ground:?}\nminute  tasks  masters  manager  nodes  store (MiB)");
     while Instant::now() + Duration::from_secs(60) <= end {
         thread::sleep(Duration::from_secs(60));
-        let look = look(&stage, ended.load(Ordering::Relaxed));
+        let look = look(&stage, ground, ended.load(Ordering::Relaxed));
         let [master, manager, nodes, store] = look.mib;
         looks.push(look);
         println!("{:6} {:6} {master:8.1} {manager:8.1} {nodes:6.1} {store:6.1}", looks.len(), look.ended);
@@ -118,7 +130,7 @@ fn main() {
     let quarter = looks.len() / 4;
     assert!(quarter > 0, "give it at least 4 minutes");
     let (early, late) = (&looks[quarter..2 * quarter], &looks[looks.len() - quarter..]);
-    for (which, name) in ["master", "manager", "nodes", "store"].into_iter().enumerate() {
+    for (which, name) in ["masters", "manager", "nodes", "store"].into_iter().enumerate() {
         let (was, is) = (median(early, which), median(late, which));
         println!(
             "{name}: {was:.1} MiB in the second quarter, {is:.1} MiB in the last ({:+.1} %)",
