@@ -1,6 +1,7 @@
 //! What benchmarks share: systems that are brought up on this machine, what they cost, and figures.
 //!
 //! - [`System`]: something that runs commands; [`evenkeel`] and [`hyperqueue`] are two;
+//! - [`core`](mod@core): the scheduler alone;
 //! - [`cpu`]: CPU time of other processes, from `/proc`; [`http`]: requests to a master without nodes;
 //! - [`crowd`]: many nodes in one process; [`rejoin`]: their master is killed and started again;
 //! - [`figures`]: medians and tables.
@@ -8,6 +9,7 @@
 //! Benchmarks stand where a user stands, as the end-to-end tests do: they start programs and look at what
 //! comes out. Whatever they start ends with them.
 
+pub mod core;
 pub mod cpu;
 pub mod crowd;
 pub mod evenkeel;

@@ -184,6 +184,7 @@ fn drained(queue: &mut Queue, works: &[(u128, u32, i64)], ends: bool) -> Vec<usi
     let mut order = Vec::new();
     let mut running = BTreeMap::<ClientId, u32>::new();
     while let Some((class, client)) = queue.classes(&[KindId(0), KindId(1)], 16).first().copied() {
+        assert_eq!(queue.first(&[KindId(0), KindId(1)]), Some((class, client)));
         let next = queue.next(class, client, |_| false).unwrap();
         let at = next.0.as_u128() as usize;
         queue.remove((class, client), next, item(works[at].2));

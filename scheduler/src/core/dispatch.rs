@@ -72,11 +72,17 @@ impl Core {
             && node.status == NodeStatus::Ready
             && !self.queue.is_empty()
         {
+            // Most often it is the first that goes, so that the others need not be found.
+            let first = self.queue.first(&node.kinds).filter(|flow| node.could_take(flow.0));
+            if first.is_some_and(|first| self.place(now, first, Some(id), out)) {
+                continue 'again;
+            }
+            let Some(node) = self.nodes.get(&id) else { return };
             let flows = self.queue.classes(&node.kinds, MOST_CLASSES);
             let could: Vec<_> =
                 flows.into_iter().filter(|flow| node.could_take(flow.0)).take(MOST_CLASSES).collect();
             for flow in could {
-                if self.place(now, flow, Some(id), out) {
+                if first != Some(flow) && self.place(now, flow, Some(id), out) {
                     continue 'again;
                 }
                 if self.keep_free(now, id, flow) {

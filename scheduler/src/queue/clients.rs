@@ -44,35 +44,76 @@ struct Account {
 }
 
 /// The clients that wait in a group.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Waiting {
-    turns: BTreeSet<(Turn, ClientId)>,
-    /// By when they were served last.
-    oldest: BTreeSet<(u64, ClientId)>,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting<'a> {
+    all: &'a Clients,
+    members: &'a BTreeSet<ClientId>,
 }
 
-impl Waiting {
+impl Waiting<'_> {
     pub(super) fn len(&self) -> usize {
-        self.turns.len()
+        self.members.len()
     }
 
-    /// In the order of their turns after so many hand-outs; a neglected one comes first, as if it had nothing.
-    pub(super) fn in_order(&self, handed: u64) -> impl Iterator<Item = (Turn, ClientId)> + '_ {
+    /// The first `most` in the order of their turns; a neglected one comes first, as if it had nothing.
+    pub(super) fn in_order(&self, most: usize) -> Vec<(Turn, ClientId)> {
+        let neglected = self.neglected();
+        let mut found = self.by_turn(most);
+        if let Some(client) = neglected {
+            found.retain(|(_, other)| *other != client);
+            found.insert(0, (Turn::default(), client));
+            found.truncate(most);
+        }
+        found
+    }
+
+    /// A few members are sorted; of many, the turns of all clients are gone through until enough are members, which
+    /// most of them are then. Either way it takes about √(clients · most) steps at the worst.
+    fn are_few(&self, most: usize) -> bool {
+        self.len().saturating_mul(self.len()) <= self.all.turns.len().saturating_mul(most)
+    }
+
+    fn by_turn(&self, most: usize) -> Vec<(Turn, ClientId)> {
+        if self.are_few(most) {
+            let mut found: Vec<_> =
+                self.members.iter().map(|client| (self.all.turn(*client), *client)).collect();
+            found.sort_unstable();
+            found.truncate(most);
+            return found;
+        }
+        self.all
+            .turns
+            .iter()
+            .filter(|(_, client)| self.members.contains(client))
+            .take(most)
+            .copied()
+            .collect()
+    }
+
+    /// The one that was served longest ago, if that was too long ago.
+    fn neglected(&self) -> Option<ClientId> {
         let patience = PATIENCE * self.len() as u64;
-        let neglected = self.oldest.first().filter(|(last, _)| handed - last > patience).map(|first| first.1);
-        let others = self.turns.iter().copied().filter(move |(_, client)| Some(*client) != neglected);
-        neglected.map(|client| (Turn::default(), client)).into_iter().chain(others)
+        let oldest = if self.are_few(1) {
+            self.members.iter().map(|client| (self.all.last(*client), *client)).min()
+        } else {
+            self.all.oldest.iter().find(|(_, client)| self.members.contains(client)).copied()
+        };
+        oldest.filter(|(last, _)| self.all.handed - last > patience).map(|(_, client)| client)
     }
 }
 
-/// All clients that have tasks here, and the last ones that had. A change costs O(g log n), where g is the number
-/// of kinds and priorities in which that one client waits.
+/// All clients that have tasks here, and the last ones that had. A change costs O(log n), in however many kinds and
+/// priorities a client waits.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Clients {
     accounts: BTreeMap<ClientId, Account>,
     /// Who neither waits nor runs anything, by last turn.
     idle: BTreeSet<(u64, ClientId)>,
-    groups: BTreeMap<Group, Waiting>,
+    /// Who waits anywhere.
+    turns: BTreeSet<(Turn, ClientId)>,
+    /// The same by when they were served last.
+    oldest: BTreeSet<(u64, ClientId)>,
+    groups: BTreeMap<Group, BTreeSet<ClientId>>,
     moments: u64,
     /// Hand-outs.
     handed: u64,
@@ -89,12 +130,13 @@ impl Clients {
             account.last = self.handed;
         }
         account.waiting += 1;
-        if let Some(group) = fresh
-            && account.groups.insert(group)
-        {
-            let waiting = self.groups.entry(group).or_default();
-            waiting.turns.insert((account.turn, client));
-            waiting.oldest.insert((account.last, client));
+        if let Some(group) = fresh {
+            if account.groups.is_empty() {
+                self.turns.insert((account.turn, client));
+                self.oldest.insert((account.last, client));
+            }
+            account.groups.insert(group);
+            self.groups.entry(group).or_default().insert(client);
         }
     }
 
@@ -104,12 +146,15 @@ impl Clients {
         account.waiting = account.waiting.saturating_sub(1);
         if let Some(group) = empty
             && account.groups.remove(&group)
-            && let Some(waiting) = self.groups.get_mut(&group)
+            && let Some(members) = self.groups.get_mut(&group)
         {
-            waiting.turns.remove(&(account.turn, client));
-            waiting.oldest.remove(&(account.last, client));
-            if waiting.turns.is_empty() {
+            members.remove(&client);
+            if members.is_empty() {
                 self.groups.remove(&group);
+            }
+            if account.groups.is_empty() {
+                self.turns.remove(&(account.turn, client));
+                self.oldest.remove(&(account.last, client));
             }
         }
         self.rest(client);
@@ -140,13 +185,11 @@ impl Clients {
         let account = self.accounts.entry(client).or_default();
         let before = (account.turn, account.last);
         change(&mut account.turn, &mut account.last);
-        for group in &account.groups {
-            if let Some(waiting) = self.groups.get_mut(group) {
-                waiting.turns.remove(&(before.0, client));
-                waiting.turns.insert((account.turn, client));
-                waiting.oldest.remove(&(before.1, client));
-                waiting.oldest.insert((account.last, client));
-            }
+        if !account.groups.is_empty() {
+            self.turns.remove(&(before.0, client));
+            self.turns.insert((account.turn, client));
+            self.oldest.remove(&(before.1, client));
+            self.oldest.insert((account.last, client));
         }
     }
 
@@ -173,15 +216,16 @@ impl Clients {
         self.accounts.get(&client).map_or_else(Turn::default, |account| account.turn)
     }
 
-    /// The groups of a kind, the highest priority first.
-    pub(super) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = (Group, &Waiting)> {
-        let (first, last) = ((kind, Reverse(i8::MAX)), (kind, Reverse(i8::MIN)));
-        self.groups.range(first..=last).map(|(group, waiting)| (*group, waiting))
+    /// Number of hand-outs when it was served last.
+    fn last(&self, client: ClientId) -> u64 {
+        self.accounts.get(&client).map_or(0, |account| account.last)
     }
 
-    /// Hand-outs so far.
-    pub(super) const fn handed(&self) -> u64 {
-        self.handed
+    /// The groups of a kind, the highest priority first.
+    pub(super) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = (Group, Waiting<'_>)> {
+        let (first, last) = ((kind, Reverse(i8::MAX)), (kind, Reverse(i8::MIN)));
+        let groups = self.groups.range(first..=last);
+        groups.map(|(group, members)| (*group, Waiting { all: self, members }))
     }
 
     /// Whether a task of this kind waits.

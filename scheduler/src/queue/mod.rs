@@ -11,7 +11,7 @@
 mod clients;
 
 use crate::{estimate::Estimate, event::ClientId, suspects::Fingerprint};
-use clients::{Clients, Group};
+use clients::{Clients, Group, Turn};
 use protocol::{NodeId, TaskId};
 use std::{
     cmp::Reverse,
@@ -106,6 +106,9 @@ struct Line {
     flows: BTreeMap<ClientId, Flow>,
     reserved: Option<NodeId>,
 }
+
+/// What decides who is first: the priority, the client's turn, its first task.
+type Place = (Reverse<i8>, (Turn, ClientId), (i64, Class));
 
 /// All waiting tasks.
 #[derive(Clone, Debug, Default)]
@@ -229,7 +232,7 @@ impl Queue {
             let enough = found.len() + most;
             for (group, clients) in self.clients.of_kind(*kind) {
                 let each = most.div_ceil(clients.len()).max(LEAST_EACH);
-                for turn in clients.in_order(self.clients.handed()) {
+                for turn in clients.in_order(most) {
                     let heads = self.heads.get(&(group, turn.1)).into_iter().flatten().take(each);
                     found.extend(heads.map(|head| (group.1, turn, *head)));
                     if found.len() >= enough {
@@ -244,6 +247,26 @@ impl Queue {
         }
         found.sort_unstable();
         found.into_iter().map(|(_, (_, client), (_, class))| (class, client)).collect()
+    }
+
+    /// The first of [`Queue::classes`], without looking at the others.
+    #[must_use]
+    pub fn first(&self, kinds: &[KindId]) -> Option<(Class, ClientId)> {
+        let mut first: Option<Place> = None;
+        for kind in kinds {
+            let Some((group, clients)) = self.clients.of_kind(*kind).next() else { continue };
+            if first.is_some_and(|first| first.0 < group.1) {
+                continue;
+            }
+            let turn = clients.in_order(1).first().copied();
+            let Some(turn) = turn else { continue };
+            let Some(head) = self.heads.get(&(group, turn.1)).and_then(BTreeSet::first) else { continue };
+            let found = (group.1, turn, *head);
+            if first.is_none_or(|first| found < first) {
+                first = Some(found);
+            }
+        }
+        first.map(|(_, (_, client), (_, class))| (class, client))
     }
 
     /// The classes of tasks that run alone because they are this.
