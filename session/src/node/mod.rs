@@ -38,7 +38,7 @@ const STABLE_US: u64 = 5_000_000;
 pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// Results are gathered for so long while other runs wait here for a slot: the node has work, so the master
 /// need not hurry, and a message of its own would cost as much as a short run.
-pub const GATHER_US: u64 = 5_000;
+pub const GATHER_US: u64 = 8_000;
 /// So many results are enough for a message.
 const GATHERED: usize = 16;
 /// Most runs in one frame, so that its header stays below the bound of headers.
