@@ -54,6 +54,14 @@ pub enum ConfigError {
     },
 }
 
+/// Where the mistake is and what it is, without the line itself: it may hold a password.
+fn place_and_message(text: &str, error: &toml::de::Error) -> String {
+    let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("line {line}, column {column}: {}", error.message())
+}
+
 /// Reads the file and makes its values the defaults of `command` and its subcommands.
 ///
 /// # Errors
@@ -71,7 +79,7 @@ pub fn apply_file(command: Command, path: &Path) -> Result<Command, ConfigError>
 pub fn apply(command: Command, text: &str, path: &Path) -> Result<Command, ConfigError> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
         path: path.to_owned(),
-        why: error.to_string(),
+        why: place_and_message(text, &error),
     })?;
     let layer = Layer { path };
     let (shared, own): (Vec<_>, Vec<_>) = table.into_iter().partition(|(_, value)| !value.is_table());
@@ -320,5 +328,28 @@ mod tests {
     fn what_is_not_toml_says_where() {
         let error = with("nodes = ").unwrap_err().to_string();
         assert!(error.contains("evenkeel.toml is not TOML") && error.contains("line 1"), "{error}");
+        let error = with("nodes = 3\ndetach = yes please\n").unwrap_err().to_string();
+        assert!(error.contains("line 2, column 10"), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_is_not_toml_is_not_shown_for_it_may_hold_a_password() {
+        let url = "postgres://me:not-to-be-shown@db/x";
+        for text in [
+            format!("store = \"{url}"),
+            format!("store = {url}"),
+            format!("store = '{url}"),
+            format!("store = \"{url}\" and more"),
+            format!("store \"{url}\""),
+            format!("store = \"{url}\"\nstore = \"{url}\""),
+            format!("[master\nstore = \"{url}\""),
+            format!("store = \"\"\"{url}"),
+            format!("store = \"\\q{url}\""),
+            url.to_owned(),
+        ] {
+            let error = with(&text).unwrap_err().to_string();
+            assert!(error.contains("is not TOML: line"), "{error}");
+            assert!(!error.contains("not-to-be-shown"), "{error}");
+        }
     }
 }
