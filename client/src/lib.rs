@@ -83,8 +83,9 @@ impl Client {
     }
 
     /// Takes the next of several masters, for callers that open connections of their own
-    /// ([`Client::work_channel_url`]) and could not.
-    pub fn next_url(&self) {
-        self.transport.next_url();
+    /// ([`Client::work_channel_url`]) and could not; nothing if another caller has left this one ([`Client::url`], as
+    /// it was then) already. Without that, two who fail at once would both come back to the master that they left.
+    pub fn leave_url(&self, url: &str) {
+        self.transport.leave(url);
     }
 }

@@ -95,7 +95,7 @@ impl Client {
 
     /// The WebSocket URL of the node's work channel at the master that answered last. Open it with
     /// [`protocol::work::SUBPROTOCOL`] and the session token as bearer; on failure call
-    /// [`Client::next_url`] and ask again.
+    /// [`Client::leave_url`] and ask again.
     #[must_use]
     pub fn work_channel_url(&self, node: NodeId) -> String {
         let mut url = self.transport.url().clone();

@@ -199,8 +199,12 @@ impl Transport {
         self.current.load(Ordering::Relaxed) % self.urls.len()
     }
 
-    pub(crate) fn next_url(&self) {
-        self.leave_url(self.current.load(Ordering::Relaxed));
+    /// Takes the next master, unless the one of this URL is not asked any more.
+    pub(crate) fn leave(&self, url: &str) {
+        let index = self.index();
+        if self.urls[index].as_str() == url {
+            self.leave_url(index);
+        }
     }
 
     /// Takes the next master, unless another caller has done so already.

@@ -441,3 +441,16 @@ mod batch {
         tokio::time::timeout(Duration::from_secs(20), closed).await.expect("the sender notices the end");
     }
 }
+
+#[test]
+fn a_master_is_left_once_however_many_could_not_reach_it() {
+    let client = Client::new(ClientConfig::new("http://127.0.0.1:1,http://127.0.0.1:2")).unwrap();
+    let first = client.url();
+    client.leave_url(&first);
+    let second = client.url();
+    assert_ne!(second, first);
+    client.leave_url(&first);
+    assert_eq!(client.url(), second);
+    client.leave_url(&second);
+    assert_eq!(client.url(), first);
+}

@@ -64,8 +64,8 @@ impl Drop for Network {
 /// Between whom nothing goes any more, in either direction and without a word: not what is on its way either.
 #[derive(Debug)]
 pub struct Cut {
-    container: String,
-    rules: Vec<Vec<String>>,
+    /// Containers, and what is thrown away in each.
+    rules: Vec<(String, Vec<String>)>,
 }
 
 impl Containers {
@@ -158,49 +158,50 @@ impl Containers {
         docker(&[&["network", "connect"], &ip[..], &[&self.network.name, container]].concat());
     }
 
-    /// Cuts a container off from a master.
+    /// Cuts a container off from a master. Each throws away what comes from the other: whoever threw away what it sends
+    /// itself would be told by its own kernel, which a network does not do.
     #[must_use]
     pub fn cut_from_master(&self, container: &str, at: usize) -> Cut {
-        Cut::between(container, &self.network.master_ip(at).to_string(), None)
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let from_container = docker(&["inspect", "--format", format, container]);
+        let from_master = self.network.master_ip(at).to_string();
+        Cut::of(&[
+            (container, &["INPUT", "-s", &from_master]),
+            (&self.master(at), &["INPUT", "-s", &from_container]),
+        ])
     }
 
-    /// Cuts a master off from the database. (The host's other ports are where clients come from.)
+    /// Cuts a master off from the database, both ways in the master's own network namespace: the database is on this
+    /// host, from whose other ports clients come.
     #[must_use]
     pub fn cut_from_database(&self, at: usize) -> Cut {
-        Cut::between(&self.master(at), &self.network.host.to_string(), Some(self.postgres.port()))
+        let [host, port] = [self.network.host.to_string(), self.postgres.port().to_string()];
+        let master = self.master(at);
+        Cut::of(&[
+            (&master, &["INPUT", "-s", &host, "-p", "tcp", "--sport", &port]),
+            (&master, &["OUTPUT", "-d", &host, "-p", "tcp", "--dport", &port]),
+        ])
     }
 }
 
 impl Cut {
-    fn between(container: &str, other: &str, port: Option<u16>) -> Self {
-        let rule = |chain: &str, address: &str, port_of: &str| {
-            let mut rule: Vec<String> = [chain, address, other].map(str::to_owned).to_vec();
-            if let Some(port) = port {
-                rule.extend(["-p", "tcp", port_of, &port.to_string()].map(str::to_owned));
-            }
-            rule.extend(["-j", "DROP"].map(str::to_owned));
-            rule
-        };
-        let rules = vec![rule("INPUT", "-s", "--sport"), rule("OUTPUT", "-d", "--dport")];
-        let cut = Self { container: container.to_owned(), rules };
-        for rule in &cut.rules {
-            run(cut.iptables("-A").args(rule));
-        }
+    fn of(rules: &[(&str, &[&str])]) -> Self {
+        let own = |rule: &[&str]| rule.iter().copied().chain(["-j", "DROP"]).map(str::to_owned).collect();
+        let cut = Self { rules: rules.iter().map(|(at, rule)| ((*at).to_owned(), own(rule))).collect() };
+        cut.iptables("-A");
         cut
     }
 
-    fn iptables(&self, what: &str) -> Command {
-        let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &self.container]);
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &pid, "-n", "iptables", "-w", what]);
-        command
+    fn iptables(&self, what: &str) {
+        for (container, rule) in &self.rules {
+            let pid = docker(&["inspect", "--format", "{{.State.Pid}}", container]);
+            run(Command::new("nsenter").args(["-t", &pid, "-n", "iptables", "-w", what]).args(rule));
+        }
     }
 
     /// Everything goes again.
     pub fn heal(self) {
-        for rule in &self.rules {
-            run(self.iptables("-D").args(rule));
-        }
+        self.iptables("-D");
     }
 }
 

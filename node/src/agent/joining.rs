@@ -61,11 +61,12 @@ impl Agent {
             let mut opened = Err(OpenError::Other("no master is named".to_owned()));
             // One that cannot be reached says nothing of the others, so that only all of them make it wait.
             for _ in 0..masters {
+                let master = client.url();
                 let url = client.work_channel_url(node);
                 opened = Channel::open(&url, &token, client.tls(), inputs.clone(), event).await;
                 let Err(OpenError::Other(why)) = &opened else { break };
                 tracing::debug!(url, why, "no work channel at this master");
-                client.next_url();
+                client.leave_url(&master);
             }
             let _ = inputs.send(Input::Opened(number, opened)).await;
         });
@@ -90,13 +91,13 @@ pub(super) async fn within<T>(
     client: &Client,
     call: impl Future<Output = Result<T, client::Error>>,
 ) -> Result<T, client::Error> {
+    let url = client.url();
     match tokio::time::timeout(bound, call).await {
         Ok(result) => result,
         Err(_) => {
             let after_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
-            let url = client.url();
             // A master that stands still refuses nothing: the next call goes to another one.
-            client.next_url();
+            client.leave_url(&url);
             Err(client::Error::Timeout { url, after_ms })
         }
     }
