@@ -203,6 +203,15 @@ impl Masters {
         self.postgres.as_mut().map(|(server, _)| server)
     }
 
+    /// What `--store` takes for the database that the masters share.
+    ///
+    /// # Panics
+    /// If they share none.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        &self.postgres.as_ref().unwrap().1
+    }
+
     /// What SQL prints in the masters' database.
     ///
     /// # Panics

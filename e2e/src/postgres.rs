@@ -16,7 +16,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Where Debian's package has the programs.
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+pub const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 /// The user of that name may not be there; `nobody` is.
 const NOBODY: u32 = 65_534;
 /// Role, and its password over the network. (The socket asks for none.)
@@ -168,6 +168,16 @@ impl Postgres {
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
         let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
         format!("postgres://{ROLE}:{PASSWORD}@{address}:{}/{name}", self.port)
+    }
+
+    /// Replaces a database, by the URL of [`Postgres::database`], by an empty one of its name.
+    ///
+    /// # Panics
+    /// If it cannot be replaced.
+    pub fn empty(&self, url: &str) {
+        let name = url.rsplit('/').next().unwrap();
+        self.sql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
     }
 
     /// Executes SQL in a database of this server, by the server's own client; what it prints.

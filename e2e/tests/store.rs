@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 use tempfile::TempDir;
@@ -273,6 +273,46 @@ fn a_copy_takes_the_place_of_the_store_and_nodes_obey_the_master_on_it() {
     assert!(refused.code != 0 && refused.stderr.contains("in use"), "{refused:?}");
     stage.kill(Actor::Master(0));
     assert_eq!(stage.evenkeel(&["master", "restore", &copies_folder]), copy);
+    stage.start_master(0);
+    stage.wait_for_master();
+    assert_eq!(stage.evenkeel(&["submit", "fib", "30"]), r#"{"value":"832040"}"#);
+    let known = stage.try_evenkeel(&["task", "get", &before]);
+    assert!(known.stdout.contains("6765"), "{known:?}");
+    assert_ne!(stage.try_evenkeel(&["task", "get", &after]).code, 0, "the copy is older");
+}
+
+/// What the page of operations says of copies of a PostgreSQL: the command that makes one, and those that put it back.
+fn printed_copy() -> (String, String) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/operations.md");
+    let text = fs::read_to_string(page).unwrap();
+    let section = text.split("PostgreSQL has its own tools.").nth(1).unwrap();
+    let make = section.split('`').find(|code| code.starts_with("pg_dump ")).unwrap();
+    (make.to_owned(), section.split("```\n").nth(1).unwrap().to_owned())
+}
+
+#[test]
+fn a_dump_of_postgresql_is_made_and_put_back_as_printed_and_nodes_obey_the_master_on_it() {
+    let (make, put_back) = printed_copy();
+    let mut stage = Stage::raise(Ground::Postgres(1), 1, &[]);
+    let (folder, url) = (tempfile::tempdir().unwrap(), stage.store().to_owned());
+    let path = format!("{}:{}", postgres::PROGRAMS, std::env::var("PATH").unwrap());
+    let shell = |script: &str| {
+        let mut shell = Command::new("sh");
+        run(shell.args(["-ec", script]).current_dir(folder.path()).env("URL", &url).env("PATH", &path))
+    };
+    let before = stage.evenkeel(&["submit", "--detach", "fib", "20"]);
+    stage.evenkeel(&["task", "wait", &before]);
+    shell(&make);
+    let after = stage.evenkeel(&["submit", "--detach", "fib", "21"]);
+    // Nodes see epochs that the copy knows nothing of.
+    for _ in 0..2 {
+        stage.kill(Actor::Master(0));
+        stage.start_master(0);
+        stage.wait_for_master();
+    }
+    stage.kill(Actor::Master(0));
+    stage.database().unwrap().empty(&url);
+    shell(&put_back);
     stage.start_master(0);
     stage.wait_for_master();
     assert_eq!(stage.evenkeel(&["submit", "fib", "30"]), r#"{"value":"832040"}"#);
