@@ -10,7 +10,7 @@ struct Arguments {
     /// Seeds of each setting.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Only settings whose name begins so; may be given again. All if absent.
+    /// Only this setting, or all that begin so (`load-*`); may be given again. All if absent.
     #[arg(long)]
     scenario: Vec<String>,
     /// Only who has this name; may be given again. All if absent.
@@ -37,13 +37,17 @@ fn progress(text: &str) {
     eprintln!("{text}");
 }
 
+fn matches(wanted: &str, name: &str) -> bool {
+    wanted.strip_suffix('*').map_or(wanted == name, |prefix| name.starts_with(prefix))
+}
+
 /// The settings that were asked for, with who takes part.
 fn plan(arguments: &Arguments) -> Vec<(Scenario, Vec<&'static str>)> {
     let asked =
         |wanted: &[String], is: &dyn Fn(&str) -> bool| wanted.is_empty() || wanted.iter().any(|one| is(one));
     let scenarios = catalogue::all().into_iter();
     scenarios
-        .filter(|scenario| asked(&arguments.scenario, &|prefix| scenario.name.starts_with(prefix)))
+        .filter(|scenario| asked(&arguments.scenario, &|wanted| matches(wanted, &scenario.name)))
         .map(|scenario| {
             let mut names = catalogue::contenders_of(&scenario);
             names.retain(|name| asked(&arguments.contender, &|wanted| *name == wanted));

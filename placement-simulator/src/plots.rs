@@ -14,7 +14,7 @@ const DRAWN: [&str; 10] = [
     PERFECT,
     EVENKEEL,
     BLIND,
-    "central-fifo",
+    "central-fifo-strongest-first",
     LEAST_CONNECTIONS,
     "p2c-by-capacity",
     "peak-ewma",
@@ -107,8 +107,8 @@ impl Plot {
 
     fn draw(&self, results: &Results, to: &Path) -> Result<bool, Box<dyn std::error::Error>> {
         let lines: Vec<_> = DRAWN.iter().map(|name| (*name, self.line(results, name))).collect();
-        // A line of one point is none.
-        if lines.iter().all(|line| line.1.len() < 2) {
+        // Two points are no line.
+        if lines.iter().all(|line| line.1.len() < 3) {
             return Ok(false);
         }
         let highs = lines.iter().flat_map(|line| &line.1).map(|point| point.1.high);
