@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use e2e::{Cluster, eventually, run, try_run};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     fs,
@@ -131,6 +131,66 @@ fn a_task_runs_elsewhere_when_it_said_so_and_its_frozen_node_is_not_counted_twic
         let idle = nodes.iter().all(|node| node.text("status") == "ready" && node.number("running") == 0.0);
         if idle { Ok(()) } else { Err(format!("{nodes:?}")) }
     });
+}
+
+#[test]
+fn what_waits_behind_a_long_task_is_cancelled_keeps_its_timeout_and_goes_elsewhere_by_a_drain() {
+    let cluster = Cluster::up_processes(&["--nodes", "1", "--cpus", "0.9"]);
+    let accepted = |lines: &[Value]| -> Vec<String> {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let ran = try_run(cluster.command().args(["submit", "--batch", "-", "--detach"]), &text);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+        ran.stdout.lines().map(id).collect()
+    };
+    let taught = json!({"kind": "run", "input": {"argv": ["true"]}});
+    let long = json!({"kind": "run", "input": {"argv": ["sleep", "600"]}});
+    let short = json!({"kind": "sleep", "input": {"ms": 1}, "timeout_ms": 2_000});
+    // Behind what is expected to be as short a node is given several at once, which wait there. On a machine that
+    // is too busy for that they wait at the master, and all that follows holds too.
+    let begin = || {
+        for last_try in [false, false, false, true] {
+            for id in accepted(&vec![taught.clone(); 50]) {
+                cluster.evenkeel(&["task", "wait", &id]);
+            }
+            let mut ids = accepted(std::slice::from_ref(&long));
+            cluster.wait_for_task(&ids[0], "running", 30);
+            ids.extend(accepted(&vec![short.clone(); 9]));
+            // With one of its next reports.
+            let is_given = (0..20).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                cluster.task(&ids[9])["state"] == "running"
+            });
+            if is_given || last_try {
+                return ids;
+            }
+            cluster.evenkeel(&["task", "cancel", &ids[0]]);
+            cluster.wait_for_task(&ids[9], "succeeded", 30);
+        }
+        unreachable!("the last try returns")
+    };
+
+    let ids = begin();
+    cluster.evenkeel(&["task", "cancel", &ids[1]]);
+    cluster.wait_for_task(&ids[1], "cancelled", 30);
+    // Longer than their timeout.
+    std::thread::sleep(std::time::Duration::from_millis(2_500));
+    assert_eq!(cluster.task(&ids[0])["state"], "running");
+    cluster.evenkeel(&["task", "cancel", &ids[0]]);
+    for id in &ids[2..] {
+        cluster.wait_for_task(id, "succeeded", 30);
+    }
+
+    let ids = begin();
+    let node = cluster.node_of(&ids[0], 30);
+    cluster.evenkeel(&["node-manager", "scale", "2"]);
+    cluster.wait_for_ready(2, 30);
+    cluster.evenkeel(&["node-manager", "drain", &node, "--drain-deadline", "10m"]);
+    for id in &ids[1..] {
+        cluster.wait_for_task(id, "succeeded", 30);
+    }
+    assert_eq!(cluster.task(&ids[0])["state"], "running", "a drain leaves it alone until its deadline");
+    cluster.evenkeel(&["task", "cancel", &ids[0]]);
 }
 
 /// `submit --batch -`, its three streams piped.
