@@ -21,6 +21,7 @@ use crate::{
     kinds::{built_in, run_kind},
     node::KindInfo,
     task::{ErrorCode, ResourceRequest},
+    toml_fault,
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,8 +67,8 @@ pub struct OwnKind {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is no TOML, or a value has the wrong type.
-    #[error("kinds.toml: {0}")]
-    Toml(#[from] toml::de::Error),
+    #[error("kinds.toml: it is no TOML: {0}")]
+    Toml(String),
     /// A key that means nothing.
     #[error("kinds.toml: {place} has no key {key:?}; did you mean {near:?}?")]
     UnknownKey {
@@ -116,7 +117,8 @@ pub fn parse(text: &str) -> Result<Vec<OwnKind>, Error> {
     if text.len() > MAX_FILE_BYTES {
         return Err(value("the file", format!("it has {} bytes, at most {MAX_FILE_BYTES}", text.len())));
     }
-    let file: toml::Table = text.parse()?;
+    let file: toml::Table =
+        text.parse().map_err(|error| Error::Toml(toml_fault::place_and_message(text, &error)))?;
     known_keys("the file", file.keys(), FILE_KEYS)?;
     let tables = match file.get("kind") {
         None => return Ok(Vec::new()),
@@ -286,9 +288,11 @@ mod tests {
             (with("") + &with(""), "the name is taken"),
             ("[kind]\nname = \"a\"".to_owned(), "begins with a line [[kind]]"),
             ("kind = ".to_owned(), "TOML"),
+            // What stands there may be a password.
+            (with("env = { PASSWORD = \"s3cret }"), "it is no TOML: line 4, column"),
         ] {
             let error = parse(&text).unwrap_err().to_string();
-            assert!(error.contains(said), "{text}\n{error}");
+            assert!(error.contains(said) && !error.contains("s3cret"), "{text}\n{error}");
         }
     }
 }

@@ -6,7 +6,8 @@
 //!   [`ndjson`]: these lines found in bytes; [`form`]: bounds that hold for every kind of work;
 //! - [`node`]: registration, reports and how a node is shown; [`pool`]: what a node-manager keeps;
 //! - [`status`]: the cluster as a whole; [`auth`]: scopes and tokens;
-//! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas; [`kinds_file`]: own kinds;
+//! - [`kinds`]: the work built in, its inputs, their bounds and their JSON Schemas; [`kinds_file`]: own kinds,
+//!   [`toml_fault`]: what is wrong with such a file;
 //! - [`log`]: what tasks print;
 //! - [`frame`]: the framing of the work channel; [`work`]: the messages inside it;
 //! - [`problem`]: errors as RFC 9457 problem documents; [`json`]: JSON from outside.
@@ -31,6 +32,7 @@ pub mod problem;
 pub mod status;
 pub mod task;
 pub mod time;
+pub mod toml_fault;
 pub mod work;
 
 pub use ids::{BootId, NodeId, RunId, TaskId};

@@ -6,7 +6,7 @@
 //! it, so an empty ledger is exactly 0.
 
 use crate::{estimate::Estimate, event::ClientId, periods::Periods};
-use protocol::{RunId, TaskId};
+use protocol::{RunId, TaskId, node::slots_of};
 use std::collections::BTreeMap;
 
 /// Part of an estimate that a run which has not ended is taken to have left at least.
@@ -184,6 +184,12 @@ impl Ledger {
         self.slots
     }
 
+    /// Whether older runs take all of the node's slots, so that this one waits there: a node begins them in order.
+    #[must_use]
+    pub fn waits_behind_others(&self, run: RunId, of: u32) -> bool {
+        self.runs.range(..run).map(|(_, entry)| entry.slots).sum::<u32>() >= of
+    }
+
     /// Memory set aside.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {
@@ -200,7 +206,7 @@ impl Ledger {
     pub fn drain(&mut self, now_us: u64, offer: &Offer) {
         let elapsed_s = now_us.saturating_sub(self.drained_us) as f64 / 1e6;
         self.drained_us = now_us.max(self.drained_us);
-        self.periods.pass(now_us, offer.allotted_cores);
+        self.periods.pass(now_us, offer.allotted_cores, slots_of(offer.allotted_cores));
         let busy = self.busy_cores();
         for entry in self.runs.values_mut() {
             // A run handed out since the last time has run for less.
@@ -259,7 +265,8 @@ impl Ledger {
         let busy = self.busy_cores();
         let rate = offer.rate(cores, busy + cores);
         let undisturbed = offer.effective_cores >= (1.0 - UNDISTURBED) * offer.allotted_cores;
-        let threads = busy + cores;
+        // What was handed out ahead waits for a slot, and uses no quota yet.
+        let threads = (busy + cores).min(f64::from(slots_of(offer.allotted_cores)).max(cores));
         let by_periods = (undisturbed && threads > offer.allotted_cores)
             .then(|| self.periods.wall_s(now_us, estimate.cpu_s / cores, threads))
             .flatten();

@@ -42,38 +42,46 @@ pub struct Periods {
     phases: Option<Box<[Phase; PHASES]>>,
     at_us: u64,
     cores: f64,
+    /// Of all runs here, and how many of them run at once at most.
     threads: f64,
+    slots: u32,
     /// Threads of the runs, and their service at the start by phase.
     runs: BTreeMap<RunId, (f64, [f64; PHASES])>,
 }
 
-/// What is left of the period of a phase at a time, in seconds; never 0.
-fn to_end_s(phase: usize, at_us: u64) -> f64 {
+/// What is left of the period of a phase at a time, in microseconds; never 0.
+const fn to_end_us(phase: usize, at_us: u64) -> u64 {
     let begins_us = phase as u64 * PERIOD_US / PHASES as u64;
-    (PERIOD_US - (at_us + PERIOD_US - begins_us) % PERIOD_US) as f64 / 1e6
+    PERIOD_US - (at_us + PERIOD_US - begins_us) % PERIOD_US
+}
+
+/// Microseconds of a few periods at most as seconds.
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
 }
 
 impl Phase {
-    fn pass(&mut self, to_end_s: f64, elapsed_s: f64, threads: f64, cores: f64) {
+    /// In whole microseconds, so that what ends with a period ends with it.
+    fn pass(&mut self, to_end_us: u64, elapsed_us: u64, threads: f64, cores: f64) {
         let quota_s = cores * PERIOD_S;
-        let over_s = elapsed_s - to_end_s;
-        let rest_s = over_s.max(0.0) % PERIOD_S;
+        let over_us = elapsed_us.checked_sub(to_end_us);
+        let rest_s = seconds(over_us.unwrap_or(0) % PERIOD_US);
         if threads <= cores {
-            self.service_s += if threads > 0.0 { elapsed_s } else { 0.0 };
-            let (from_s, ran_s) = if over_s < 0.0 { (self.left_s, elapsed_s) } else { (quota_s, rest_s) };
+            self.service_s += if threads > 0.0 { seconds(elapsed_us) } else { 0.0 };
+            let (from_s, ran_s) =
+                if over_us.is_none() { (self.left_s, seconds(elapsed_us)) } else { (quota_s, rest_s) };
             self.left_s = (from_s - threads * ran_s).max(0.0);
             return;
         }
-        let first_s = (self.left_s / threads).min(to_end_s.min(elapsed_s));
-        if over_s < 0.0 {
+        let first_s = (self.left_s / threads).min(seconds(to_end_us.min(elapsed_us)));
+        let Some(over_us) = over_us else {
             self.service_s += first_s;
             self.left_s = (self.left_s - first_s * threads).max(0.0);
             return;
-        }
+        };
         let piece_s = quota_s / threads;
-        let whole = ((over_s - rest_s) / PERIOD_S).round();
         let last_s = rest_s.min(piece_s);
-        self.service_s += first_s + whole * piece_s + last_s;
+        self.service_s += first_s + (over_us / PERIOD_US) as f64 * piece_s + last_s;
         self.left_s = (quota_s - last_s * threads).max(0.0);
     }
 
@@ -93,8 +101,9 @@ impl Phase {
 }
 
 impl Periods {
-    /// Time passes on a node of so many cores.
-    pub fn pass(&mut self, now_us: u64, cores: f64) {
+    /// Time passes on a node of so many cores and slots.
+    pub fn pass(&mut self, now_us: u64, cores: f64, slots: u32) {
+        self.slots = slots;
         let full = Phase { left_s: cores * PERIOD_S, ..Phase::default() };
         if self.cores != cores {
             // The quota was set anew: its timer too.
@@ -104,12 +113,13 @@ impl Periods {
             self.cores = cores;
         }
         let phases = self.phases.get_or_insert_with(|| Box::new([full; PHASES]));
-        let elapsed_s = now_us.saturating_sub(self.at_us) as f64 / 1e6;
-        if elapsed_s <= 0.0 {
+        let elapsed_us = now_us.saturating_sub(self.at_us);
+        if elapsed_us == 0 {
             return;
         }
+        let threads = self.threads.min(f64::from(slots));
         for (number, phase) in phases.iter_mut().enumerate() {
-            phase.pass(to_end_s(number, self.at_us), elapsed_s, self.threads, cores);
+            phase.pass(to_end_us(number, self.at_us), elapsed_us, threads, cores);
         }
         self.at_us = now_us;
     }
@@ -132,6 +142,10 @@ impl Periods {
     /// A run has just ended that computed all the time, and took so much CPU time.
     pub fn learn(&mut self, run: RunId, cpu_s: f64) {
         let (Some(phases), Some((threads, starts))) = (&mut self.phases, self.runs.get(&run)) else { return };
+        // Where some wait for a slot nobody knows here when it began.
+        if self.threads > f64::from(self.slots).max(*threads) {
+            return;
+        }
         for (phase, start_s) in phases.iter_mut().zip(starts) {
             let error = ((phase.service_s - start_s) * threads - cpu_s) / SIGMA_S;
             phase.doubt += (error * error).min(MOST_OF_A_RUN);
@@ -147,13 +161,14 @@ impl Periods {
     #[must_use]
     pub fn wall_s(&self, now_us: u64, service_s: f64, threads: f64) -> Option<f64> {
         let phases = self.phases.as_ref()?;
-        let elapsed_s = now_us.saturating_sub(self.at_us) as f64 / 1e6;
+        let elapsed_us = now_us.saturating_sub(self.at_us);
+        let running = self.threads.min(f64::from(self.slots));
         let (mut sum, mut weights) = (0.0, 0.0);
         for (number, phase) in phases.iter().enumerate().filter(|phase| phase.1.doubt < LEFT_OUT) {
             let mut then = *phase;
-            then.pass(to_end_s(number, self.at_us), elapsed_s, self.threads, self.cores);
+            then.pass(to_end_us(number, self.at_us), elapsed_us, running, self.cores);
             let weight = (-phase.doubt / 2.0).exp();
-            let to_end_s = to_end_s(number, now_us.max(self.at_us));
+            let to_end_s = seconds(to_end_us(number, now_us.max(self.at_us)));
             sum += weight * then.wall_s(to_end_s, service_s, threads, self.cores);
             weights += weight;
         }
@@ -176,9 +191,9 @@ mod tests {
     }
 
     fn run(periods: &mut Periods, number: u64, cores: f64, (from_us, to_us): (u64, u64), cpu_s: f64) {
-        periods.pass(from_us, cores);
+        periods.pass(from_us, cores, 8);
         periods.begins(RunId(number), 1.0);
-        periods.pass(to_us, cores);
+        periods.pass(to_us, cores, 8);
         periods.learn(RunId(number), cpu_s);
         periods.ends(RunId(number));
     }
@@ -221,7 +236,7 @@ mod tests {
     #[test]
     fn before_anything_was_learned_a_run_takes_what_it_takes_on_average() {
         let mut periods = Periods::default();
-        periods.pass(0, 0.1);
+        periods.pass(0, 0.1, 8);
         // 10 ms are there; the other 10 come with the next period, 50 ms from now on average.
         let told_s = periods.wall_s(0, 0.020, 1.0).unwrap();
         assert!((0.050..0.070).contains(&told_s), "{told_s}");
@@ -231,7 +246,7 @@ mod tests {
     fn a_quota_that_was_set_anew_is_learned_anew() {
         let mut periods = Periods::default();
         run(&mut periods, 1, 0.1, (0, 350_000), 0.040);
-        periods.pass(400_000, 0.5);
+        periods.pass(400_000, 0.5, 8);
         assert!(
             periods.phases.as_ref().unwrap().iter().all(|phase| phase.doubt == 0.0 && phase.left_s == 0.05)
         );
@@ -245,15 +260,15 @@ mod tests {
             looks in prop::collection::vec(1u64..300_000, 1..40),
         ) {
             let mut often = Periods::default();
-            often.pass(1, cores);
+            often.pass(1, cores, 8);
             often.begins(RunId(1), f64::from(threads));
             let mut once = often.clone();
             let mut now_us = 1;
             for look in looks {
                 now_us += look;
-                often.pass(now_us, cores);
+                often.pass(now_us, cores, 8);
             }
-            once.pass(now_us, cores);
+            once.pass(now_us, cores, 8);
             let pairs = often.phases.as_ref().unwrap().iter().zip(once.phases.as_ref().unwrap().iter());
             let passed_s = now_us as f64 / 1e6;
             for (one, other) in pairs {

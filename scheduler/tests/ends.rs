@@ -102,6 +102,30 @@ fn a_timeout_that_only_the_master_sees_is_tried_again_if_named_and_the_silent_at
 }
 
 #[test]
+fn a_task_that_waits_on_its_node_behind_a_long_one_is_not_timed_out_by_the_master() {
+    let mut world = World::default();
+    let one = world.join(1, 1.0);
+    world.report(one, sample(1.0, None, 0.0));
+    for _ in 0..12 {
+        let mut short = burn(0);
+        short.timeout_ms = Some(1_000);
+        world.submit(short);
+    }
+    let first = handed_out(&world)[0];
+    world.succeed(first);
+    let ahead = handed_out(&world);
+    assert!(ahead.len() > 3, "{ahead:?}");
+    // The second takes longer than its estimate; nothing is known of its end.
+    world.pass_ms(11_100, &[one]);
+    assert_eq!(code(&world, ahead[1]), ErrorCode::Timeout, "it had its slot all the time");
+    assert_eq!(world.state(ahead[2]), TaskState::Running, "it has not begun");
+    // Now it has, and its own time begins.
+    world.pass_ms(30_000, &[one]);
+    world.pass_ms(11_100, &[one]);
+    assert_eq!(code(&world, ahead[2]), ErrorCode::Timeout);
+}
+
+#[test]
 fn a_deadline_says_whether_the_task_waited_or_ran() {
     let mut world = World::default();
     let bounded = || with(|spec| spec.deadline_ms = Some(1_000));

@@ -54,14 +54,6 @@ pub enum ConfigError {
     },
 }
 
-/// Where the mistake is and what it is, without the line itself: it may hold a password.
-fn place_and_message(text: &str, error: &toml::de::Error) -> String {
-    let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    format!("line {line}, column {column}: {}", error.message())
-}
-
 /// Reads the file and makes its values the defaults of `command` and its subcommands.
 ///
 /// # Errors
@@ -79,7 +71,7 @@ pub fn apply_file(command: Command, path: &Path) -> Result<Command, ConfigError>
 pub fn apply(command: Command, text: &str, path: &Path) -> Result<Command, ConfigError> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
         path: path.to_owned(),
-        why: place_and_message(text, &error),
+        why: protocol::toml_fault::place_and_message(text, &error),
     })?;
     let layer = Layer { path };
     let (shared, own): (Vec<_>, Vec<_>) = table.into_iter().partition(|(_, value)| !value.is_table());

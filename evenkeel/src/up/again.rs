@@ -10,6 +10,7 @@ use node_manager::{
     docker::network::NetworkWish,
     engine::{Engine, Filter, Listed, Role},
 };
+use protocol::pool::Mount;
 use service::{shutdown::CancellationToken, state::StateDir, token};
 
 /// What there is of a cluster.
@@ -136,12 +137,18 @@ impl Cluster {
             }
             Runtime::Process(_) => false,
         };
-        let as_it_was = Wish {
-            mounts: pool.spec.template.mounts,
-            isolate: internal,
-            tls: self.trust.is_some(),
-            ..wish.clone()
-        };
+        // What nodes may mount is said by the owner of this host, never by who may write a pool.
+        let is_named = |mount: &Mount| wish.mounts.iter().any(|named| named.source == mount.source);
+        if let Some(mount) = pool.spec.template.mounts.iter().find(|mount| !is_named(mount)) {
+            return Err(Failure::Usage(format!(
+                "the nodes of pool {:?} mount {}; name it again: evenkeel up --mount {}:{}",
+                super::POOL,
+                mount.source,
+                mount.source,
+                mount.target
+            )));
+        }
+        let as_it_was = Wish { isolate: internal, tls: self.trust.is_some(), ..wish.clone() };
         let place = self.place(&as_it_was).await?;
         self.start_manager(&as_it_was, place.as_ref()).await?;
         if self.manager.is_some() {

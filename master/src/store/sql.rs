@@ -29,7 +29,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Writes something that counts for nothing. It has to differ: where a value stays as it is SQLite writes nothing.
+/// Writes something that counts for nothing. It has to differ: where a value stays as it is SQLite writes nothing. On
+/// PostgreSQL each transaction of a master counts here.
 const TRIAL: &str = "UPDATE usage SET trials = trials + 1";
 /// When it was last tried whether the store takes writes, and what came of it.
 type Trial = (Instant, Result<(), Arc<StoreError>>);
@@ -51,8 +52,8 @@ pub(super) struct Transaction<'a> {
     pub(super) db: Taken<'a>,
     /// Bytes that are kept at its begin.
     pub(super) kept: Grown,
-    /// By which a server knows it.
-    id: Option<String>,
+    /// How many transactions of masters a server had committed before.
+    before: Option<i64>,
     store: &'a Sql,
 }
 
@@ -64,24 +65,29 @@ impl Transaction<'_> {
     /// known after [`StoreError::Timeout`].)
     pub(super) async fn commit(mut self, grown: Grown) -> Result<(), StoreError> {
         let committing = within("commit a transaction", async {
-            if grown != Grown::default() {
-                let kept = |before: i64, more: i64| Value::from(before.saturating_add(more).max(0));
-                let values = vec![kept(self.kept.tasks, grown.tasks), kept(self.kept.logs, grown.logs)];
-                let sql = "UPDATE usage SET task_bytes = $1, log_bytes = $2";
+            let kept = |before: i64, more: i64| Value::from(before.saturating_add(more).max(0));
+            let mut values = vec![kept(self.kept.tasks, grown.tasks), kept(self.kept.logs, grown.logs)];
+            let sql = if let Some(before) = self.before {
+                values.push(Value::from(before + 1));
+                Some("UPDATE usage SET task_bytes = $1, log_bytes = $2, trials = $3")
+            } else {
+                (grown != Grown::default()).then_some("UPDATE usage SET task_bytes = $1, log_bytes = $2")
+            };
+            if let Some(sql) = sql {
                 self.db.execute("count what is kept", sql, values).await?;
             }
             self.db.commit().await
         });
-        match (committing.await, self.id) {
+        match (committing.await, self.before) {
             (Ok(()), _) => {
                 self.db.keep();
                 Ok(())
             }
             (Err(error), None) => Err(error),
             // A connection that breaks says nothing of what came through before.
-            (Err(error), Some(id)) => {
+            (Err(error), Some(before)) => {
                 drop(self.db);
-                self.store.became(&id, error).await
+                self.store.became(before, error).await
             }
         }
     }
@@ -126,8 +132,8 @@ impl Sql {
         let sql = match db.kind() {
             Kind::Sqlite => "SELECT task_bytes, log_bytes FROM master, usage WHERE epoch = $1",
             Kind::Postgres => {
-                "SELECT task_bytes, log_bytes, CAST(pg_current_xact_id() AS TEXT) AS id FROM master, usage
-                 WHERE epoch = $1 FOR KEY SHARE OF master"
+                "SELECT task_bytes, log_bytes, trials FROM master, usage WHERE epoch = $1
+                 FOR KEY SHARE OF master"
             }
         };
         let kind = db.kind();
@@ -135,27 +141,32 @@ impl Sql {
             let failed = StoreError::database(what);
             let bytes = |column| row.try_get(column).map_err(&failed);
             let kept = Grown { tasks: bytes("task_bytes")?, logs: bytes("log_bytes")? };
-            let id = (kind == Kind::Postgres).then(|| row.try_get("id").map_err(&failed)).transpose()?;
-            Ok((kept, id))
+            let before =
+                (kind == Kind::Postgres).then(|| row.try_get("trials").map_err(&failed)).transpose()?;
+            Ok((kept, before))
         };
         match db.one(what, sql, vec![self.epoch.cast_signed().into()], begun).await? {
-            Some((kept, id)) => Ok(Transaction { db, kept, id, store: self }),
+            Some((kept, before)) => Ok(Transaction { db, kept, before, store: self }),
             None => Err(StoreError::Deposed { epoch: self.epoch }),
         }
     }
 
-    /// What became of a transaction whose commit failed with this error: asks the server until it tells.
-    async fn became(&self, id: &str, error: StoreError) -> Result<(), StoreError> {
+    /// What became of a transaction before which so many had been committed, and whose commit failed with this error:
+    /// asks the server until it tells. A number of the server's own would not do: after a crash it may be given again.
+    async fn became(&self, before: i64, error: StoreError) -> Result<(), StoreError> {
         let end = Instant::now() + TOLD_WITHIN;
         let mut why = error.to_string();
         loop {
-            match timeout_at(end, self.status(id)).await {
-                Ok(Ok(Some(status))) if status == "committed" => {
+            match timeout_at(end, self.committed()).await {
+                Ok(Ok(Some((epoch, now)))) if epoch == self.epoch && now == before + 1 => {
                     tracing::warn!(%error, "the answer to a commit was lost; it is there");
                     return Ok(());
                 }
-                Ok(Ok(Some(status))) if status == "aborted" => return Err(error),
-                Ok(Ok(_)) => why = "its server has not finished it".to_owned(),
+                Ok(Ok(Some((epoch, now)))) if epoch == self.epoch && now == before => return Err(error),
+                Ok(Ok(_)) => {
+                    let why = "another master has written since, or the server lost what it had".to_owned();
+                    return Err(StoreError::Unknown { why });
+                }
                 Ok(Err(failed)) => why = failed.to_string(),
                 Err(_) => return Err(StoreError::Unknown { why }),
             }
@@ -165,14 +176,22 @@ impl Sql {
         }
     }
 
-    async fn status(&self, id: &str) -> Result<Option<String>, StoreError> {
+    /// Who leads, and how many transactions of masters have been committed. Waits for one that is not over: it has
+    /// this row.
+    async fn committed(&self) -> Result<Option<(u64, i64)>, StoreError> {
         let what = "ask what became of a transaction";
         let mut db = self.writer.take().await?;
-        let sql = "SELECT pg_xact_status(CAST($1 AS xid8)) AS status";
-        let status = |row: &Row| row.try_get("status").map_err(StoreError::database(what));
-        let found = db.one(what, sql, vec![id.to_owned().into()], status).await?;
+        db.begin().await?;
+        let counted = |row: &Row| {
+            let failed = StoreError::database(what);
+            let epoch: i64 = row.try_get("epoch").map_err(&failed)?;
+            Ok((epoch.cast_unsigned(), row.try_get("trials").map_err(&failed)?))
+        };
+        let sql = "SELECT epoch, trials FROM master, usage FOR UPDATE OF usage";
+        let found = db.one(what, sql, Vec::new(), counted).await?;
+        db.commit().await?;
         db.keep();
-        Ok(found.flatten())
+        Ok(found)
     }
 
     /// Executes a few statements in one transaction.

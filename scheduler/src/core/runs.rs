@@ -2,7 +2,7 @@
 
 use super::end::End;
 use super::state::{Entry, Stored};
-use super::{Core, Effect, Now, RunId, TaskId, TaskState, Timer};
+use super::{Core, Effect, Node, Now, RunId, TaskId, TaskState, Timer};
 use crate::{
     effect::{Change, Order},
     event::RunEnded,
@@ -28,6 +28,8 @@ impl Core {
         let (node, run) = (ended.node, ended.run);
         self.heard(now, node, out);
         let Some(state) = self.nodes.get_mut(&node) else { return };
+        // Up to now it was there, however it ended.
+        state.drain(now.mono_us);
         if let Some(sample) = &ended.sample {
             let busy = state.ledger.busy_cores();
             state.capacity.observe(now.mono_us, sample, busy);
@@ -75,7 +77,6 @@ impl Core {
             Outcome::Succeeded => {
                 self.learn(id, node, run, run_ms, cpu_ms);
                 if let Some(state) = self.nodes.get_mut(&node) {
-                    state.drain(now.mono_us);
                     state.ledger.learn(run, cpu_ms / 1e3);
                     state.completed += 1;
                     state.proven_by(run);
@@ -223,11 +224,17 @@ impl Core {
         self.end(now, id, End::failed(TaskError { code: ErrorCode::Deadline, message }), out);
     }
 
-    /// A backstop: the node itself ends a run at its `timeout_ms` and says so.
+    /// A backstop: the node itself ends a run at its `timeout_ms`, counted from when it begins, and says so. One that was
+    /// handed out ahead and waits there for a slot has not begun.
     pub(super) fn timed_out(&mut self, now: Now, id: TaskId, run: RunId, out: &mut Vec<Effect>) {
-        let Some(live) = self.live_mut(id) else { return };
+        let Some(live) = self.live(id) else { return };
         let Some(attempt) = live.life.runs().find(|attempt| attempt.run == run) else { return };
         let record = Arc::clone(&live.record);
+        let waits = |node: &Node| node.ledger.waits_behind_others(run, node.slots());
+        if self.nodes.get(&attempt.node).is_some_and(waits) {
+            return self.arm_timeout(now, id, run, record.spec.timeout_ms);
+        }
+        let Some(live) = self.live_mut(id) else { return };
         let others: Vec<_> = live.life.runs().collect();
         let message = "the attempt ran longer than its timeout, and its node did not say so".to_owned();
         let next = live.life.failed(TaskError { code: ErrorCode::Timeout, message }, &record.spec.retry_on);
@@ -261,6 +268,7 @@ impl Core {
     ) {
         self.heard(now, node, out);
         let Some(state) = self.nodes.get_mut(&node) else { return };
+        state.drain(now.mono_us);
         state.drains_itself |= draining;
         let excused = draining || state.drain.is_some();
         let mut given_back = 0;
